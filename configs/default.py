@@ -1,0 +1,207 @@
+"""Every field of a configuration, with its default and its meaning.
+
+Other files of this folder call `get_config()` here and change a few fields.
+Any field can be set from the command line: `--config.train.batch_size=16`.
+Where a default comes from, and what was measured, stands in docs/method.md.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the default configuration; it names no data set."""
+  config = ml_collections.ConfigDict()
+  # Seeds everything: initial weights, held-out split, order, anomalies.
+  config.seed = 0
+  # Type of the computation, 'float32' or 'bfloat16'. Parameters, statistics,
+  # losses and maps are float32 either way.
+  config.dtype = 'float32'
+  config.data = _data()
+  config.synthesis = _synthesis()
+  config.teacher = _teacher()
+  config.student = _student()
+  config.head = _head()
+  config.loss = _loss()
+  config.train = _train()
+  config.calibration = _calibration()
+  config.eval = _eval()
+  # {category: {'synthesis': {'rotate_90': True}}}: what differs by category;
+  # `--config.per_category.screw.synthesis.rotate_90=False` changes an entry.
+  config.per_category = ml_collections.ConfigDict()
+  return config
+
+
+def _data() -> ml_collections.ConfigDict:
+  data = ml_collections.ConfigDict()
+  # Folder that holds one folder per category, in MVTec AD's layout.
+  data.root = ''
+  # 'surface': generate the demo's set of surfaces into data.root first.
+  data.generate = ''
+  # The category, or a comma list; each is trained and evaluated by itself.
+  data.category = ''
+  # Folder of texture images (DTD's `images`, or any), searched recursively.
+  # '' means procedural textures.
+  data.textures = ''
+  # At most this many textures are kept in memory.
+  data.max_textures = 1000
+  # Images are resized to this square, in pixels; a multiple of 32.
+  data.image_size = 256
+  # What to do with an image that cannot be read: 'error' or 'skip'.
+  data.on_bad_image = 'error'
+  # Share of train/good held out for calibration, never trained on, and the
+  # least number of images held out.
+  data.holdout_fraction = 0.1
+  data.holdout_min = 4
+  return data
+
+
+def _synthesis() -> ml_collections.ConfigDict:
+  synthesis = ml_collections.ConfigDict()
+  # Perlin noise above this is anomalous.
+  synthesis.threshold = 0.5
+  # The noise is rotated by up to so many degrees either way.
+  synthesis.rotation_degrees = 90.0
+  # b ~ U(0, opacity_max); inside the mask x_a = (1 - b) filling + b x.
+  synthesis.opacity_max = 0.8
+  # Share of the pairs without an anomaly (x_a = x_n).
+  synthesis.clean_share = 0.1
+  # Share of the anomalies that are one large region instead of Perlin blobs,
+  # and the bounds of its area as a share of the image.
+  synthesis.region_share = 0.25
+  synthesis.region_area_min = 0.02
+  synthesis.region_area_max = 0.4
+  # Share of the anomalies filled from elsewhere in the same image.
+  synthesis.self_share = 0.25
+  # A pixel that would change by less than this in every channel is left as it
+  # was, outside the mask.
+  synthesis.min_contrast = 0.02
+  # Turn the input by a random multiple of 90 degrees, and by up to so many
+  # degrees either way, before the anomaly is painted.
+  synthesis.rotate_90 = False
+  synthesis.rotate_degrees = 0.0
+  return synthesis
+
+
+def _teacher() -> ml_collections.ConfigDict:
+  teacher = ml_collections.ConfigDict()
+  # 'resnet18', 'resnet34', 'resnet50' or 'wide_resnet50_2'.
+  teacher.arch = 'resnet18'
+  # 'hub' (timm/<arch>.tv_in1k, cached), a .safetensors or .npz file with
+  # torchvision's names, or 'random'.
+  teacher.weights = 'hub'
+  return teacher
+
+
+def _student() -> ml_collections.ConfigDict:
+  student = ml_collections.ConfigDict()
+  # 'encoder_decoder', 'reverse' or 'encoder'.
+  student.trunk = 'encoder_decoder'
+  # 1x1 convolutions per branch beyond the one that decouples.
+  student.extra_convs = 0
+  # True keeps AIM's gradient out of the trunk.
+  student.stop_abnormality_gradient = False
+  return student
+
+
+def _head() -> ml_collections.ConfigDict:
+  head = ml_collections.ConfigDict()
+  # 'multi_perception', 'destseg', or 'none' (the mean of the maps).
+  head.kind = 'multi_perception'
+  # 'maps' (cosine distances) or 'products' (of L2-normalised features).
+  head.input = 'maps'
+  # Channels of each perception.
+  head.width = 32
+  # Dilations of the parallel convolutions; 1 is a 1x1 convolution.
+  head.dilations = (1, 6, 12, 18)
+  head.channel_attention = True
+  head.spatial_attention = True
+  # Weight of the standardised mean of the maps in the final map, beside the
+  # standardised logit's 1; 0 is the head alone.
+  head.maps_weight = 1.0
+  return head
+
+
+def _loss() -> ml_collections.ConfigDict:
+  loss = ml_collections.ConfigDict()
+  # Weights of the two distillation losses; 0 switches one off.
+  loss.ngm_weight = 1.0
+  loss.aim_weight = 1.0
+  # One cosine per image over the whole feature map instead of per position.
+  loss.ngm_flat = False
+  # NGM counts normal positions only.
+  loss.ngm_normal_only = False
+  # The student also sees x_n (twice the cost of its pass).
+  loss.on_normal = False
+  # 'match_mask' (mean |D - M|) or 'margin' (anomalous positions only).
+  loss.aim = 'match_mask'
+  loss.aim_margin = 1.0
+  # AIM's target: the teacher's features of 'image' (x_a) or 'normal' (x_n).
+  loss.aim_target = 'image'
+  # 'focal_l1' (gamma 4) or 'focal_dice' (gamma 2, alpha .25).
+  loss.segmentation = 'focal_l1'
+  return loss
+
+
+def _train() -> ml_collections.ConfigDict:
+  train = ml_collections.ConfigDict()
+  # Pairs per step, over all devices and hosts.
+  train.batch_size = 32
+  # Steps in all, and how many of them, the first, train the student; the
+  # rest train the head on the frozen student.
+  train.total_steps = 5000
+  train.distill_steps = 4000
+  # True trains student and head together in every step.
+  train.joint = False
+  train.student = _optimizer(5e-3)
+  train.head = _optimizer(5e-3)
+  # Steps between log lines, and between checkpoints.
+  train.log_every = 50
+  train.checkpoint_every = 500
+  # Checkpoints kept, the last ones.
+  train.keep_checkpoints = 2
+  return train
+
+
+def _optimizer(learning_rate: float) -> ml_collections.ConfigDict:
+  optimizer = ml_collections.ConfigDict()
+  # 'adam' (adamw when weight_decay > 0) or 'sgd'.
+  optimizer.kind = 'adam'
+  # Peak, after a linear warm-up over that share of the part's steps; then a
+  # cosine to zero ('cosine') or no change ('constant').
+  optimizer.learning_rate = learning_rate
+  optimizer.warmup_fraction = 0.05
+  optimizer.schedule = 'cosine'
+  # Adam's decay rates; sgd uses b1 as its momentum.
+  optimizer.b1 = 0.5
+  optimizer.b2 = 0.999
+  optimizer.weight_decay = 0.0
+  # Gradients are scaled to at most this global norm; 0 switches it off.
+  optimizer.clip_norm = 1.0
+  return optimizer
+
+
+def _calibration() -> ml_collections.ConfigDict:
+  calibration = ml_collections.ConfigDict()
+  # Shares of held-out normal images, and of their pixels, that may lie above
+  # the thresholds.
+  calibration.image_fpr = 0.01
+  calibration.pixel_fpr = 0.001
+  return calibration
+
+
+def _eval() -> ml_collections.ConfigDict:
+  evaluation = ml_collections.ConfigDict()
+  evaluation.batch_size = 16
+  # The image score is the mean of so many highest pixels of the map at
+  # data.image_size; 1 is the maximum.
+  evaluation.score_top_pixels = 100
+  # Gaussian smoothing of the maps, in pixels of data.image_size; 0 is none.
+  evaluation.smoothing_sigma = 0.0
+  # Where pixel metrics are computed: 'model' (data.image_size), 'native' (maps
+  # resized to each mask's own size, as MVTec's evaluation asks), or both.
+  evaluation.resolutions = ('model',)
+  # Bootstrap resamples of the test images for 95 % intervals; 0 is none.
+  evaluation.bootstrap = 0
+  # Overlays of so many of the highest- and lowest-scored images of each label.
+  evaluation.pictures = 4
+  return evaluation

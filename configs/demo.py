@@ -1,0 +1,27 @@
+"""The demo: a generated set of surfaces, no download, minutes on two cores.
+
+The teacher's weights are random, since the demo must not need the network: its
+figures say that the program works, not how good the method is.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the demo's configuration."""
+  config = default.get_config()
+  config.data.generate = 'surface'
+  config.data.root = 'runs/demo/data'
+  config.data.category = 'surface'
+  config.data.image_size = 128
+  config.teacher.weights = 'random'
+  config.student.trunk = 'encoder'
+  config.train.batch_size = 8
+  config.train.total_steps = 200
+  config.train.distill_steps = 140
+  config.train.log_every = 20
+  config.train.checkpoint_every = 100
+  config.train.student.learning_rate = 2e-3
+  return config

@@ -1,0 +1,1 @@
+"""DMDD (Dual-Modeling Decouple Distillation) anomaly detection on JAX/Flax."""

@@ -1,0 +1,140 @@
+"""What held-out normal images say: fusion, thresholds, score scale.
+
+No test image and no training image is looked at. With n held-out images a
+threshold cannot promise a false-positive rate under 1 / (n + 1); it is then
+their highest score, and the log says so.
+
+Synopsis:
+
+  fusion = calibration.fit_fusion(config, logits, maps_mean)
+  found = calibration.fit(config, fusion, maps, scores)
+  verdict = score > found.image_threshold
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+from absl import logging
+import ml_collections
+import numpy as np
+
+from dmdd_jax import steps
+
+# Normal pixels' spread is measured from their median to this quantile: the
+# heavy upper tail is what decides false alarms, a deviation would not see it.
+_SCALE_QUANTILE = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """Thresholds and scales from held-out normal images.
+
+  Attributes:
+    fusion: of logit and mean map.
+    image_threshold: an image with a higher score is called defective.
+    pixel_threshold: a pixel with a higher value is called defective.
+    image_scale: spread of normal image scores (median to highest), > 0.
+    images: how many images were held out; 0 means nothing is calibrated, the
+      thresholds are NaN.
+  """
+
+  fusion: steps.Fusion
+  image_threshold: float
+  pixel_threshold: float
+  image_scale: float
+  images: int
+
+  def to_dict(self) -> dict[str, Any]:
+    """The JSON document stored with a checkpoint."""
+    return {
+      'fusion': {k: float(v) for k, v in vars(self.fusion).items()},
+      'image_threshold': float(self.image_threshold),
+      'pixel_threshold': float(self.pixel_threshold),
+      'image_scale': float(self.image_scale),
+      'images': int(self.images),
+    }
+
+
+def from_dict(document: Mapping[str, Any]) -> Calibration:
+  """Reads what `Calibration.to_dict` wrote."""
+  rest = {k: v for k, v in document.items() if k != 'fusion'}
+  return Calibration(fusion=steps.Fusion(**document['fusion']), **rest)
+
+
+def fit_fusion(
+  config: ml_collections.ConfigDict, logits: np.ndarray, maps_mean: np.ndarray
+) -> steps.Fusion:
+  """Standardises logit and mean map by held-out normal pixels.
+
+  Args:
+    config: `head.kind` and `head.maps_weight` are read.
+    logits: (N, S, S) of held-out normal images, N >= 1.
+    maps_mean: likewise.
+  """
+  head_center, head_scale = _center_and_scale(logits)
+  maps_center, maps_scale = _center_and_scale(maps_mean)
+  return steps.Fusion(
+    head_center=head_center,
+    head_scale=head_scale,
+    maps_center=maps_center,
+    maps_scale=maps_scale,
+    **_weights(config),
+  )
+
+
+def uncalibrated(config: ml_collections.ConfigDict) -> Calibration:
+  """Without held-out images: raw units, and thresholds that are NaN."""
+  logging.warning('no image is held out: there are no thresholds')
+  fusion = steps.Fusion(**_weights(config))
+  return Calibration(fusion, math.nan, math.nan, 1.0, 0)
+
+
+def fit(
+  config: ml_collections.ConfigDict,
+  fusion: steps.Fusion,
+  maps: np.ndarray,
+  scores: np.ndarray,
+) -> Calibration:
+  """Thresholds from the fused maps (N, S, S) and scores (N,), N >= 1."""
+  options = config.calibration
+  if (len(scores) + 1) * options.image_fpr < 1.0:
+    logging.info(
+      '%d held-out images cannot show a false-positive rate of %g: the image'
+      ' threshold is their highest score',
+      len(scores),
+      options.image_fpr,
+    )
+  spread = float(np.max(scores) - np.median(scores))
+  return Calibration(
+    fusion=fusion,
+    image_threshold=threshold_at(scores, options.image_fpr),
+    pixel_threshold=threshold_at(maps, options.pixel_fpr),
+    image_scale=max(spread, 1e-6),
+    images=len(scores),
+  )
+
+
+def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
+  """The lowest value that at most so large a share of `values` exceeds."""
+  if not 0.0 <= false_positive_rate < 1.0:
+    raise ValueError(
+      'calibration.image_fpr and .pixel_fpr must be in [0, 1), one is'
+      f' {false_positive_rate}'
+    )
+  flat = np.ravel(values)
+  allowed = math.floor(false_positive_rate * len(flat) + 1e-9)
+  return float(np.partition(flat, len(flat) - 1 - allowed)[-1 - allowed])
+
+
+def _weights(config: ml_collections.ConfigDict) -> dict[str, float]:
+  if config.head.kind == 'none':
+    return {'head_weight': 0.0, 'maps_weight': 1.0}
+  return {'head_weight': 1.0, 'maps_weight': config.head.maps_weight}
+
+
+def _center_and_scale(values: np.ndarray) -> tuple[float, float]:
+  """Median, and distance from it to the upper quantile (at least 1e-6)."""
+  center, upper = np.quantile(values, (0.5, _SCALE_QUANTILE))
+  return float(center), max(float(upper - center), 1e-6)

@@ -1,0 +1,94 @@
+"""What every command line of this package shares: errors in one line.
+
+Synopsis, at the end of a program:
+
+  if __name__ == '__main__':
+    cli.run(main)
+"""
+
+from collections.abc import Callable, Sequence
+import difflib
+import os
+import runpy
+import sys
+from typing import Any
+
+from absl import app, logging
+import ml_collections
+
+# What a user can cause; anything else is a bug and shows its traceback.
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+  """Like `absl.app.run`, but a user's error is one line and exit status 1.
+
+  `--verbosity=1` shows the traceback too.
+  """
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except USER_ERRORS as error:
+      logging.debug('traceback', exc_info=True)
+      sys.exit(f'error: {error}')
+
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses the flags; a config that cannot be read ends the program."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (*USER_ERRORS, AttributeError, KeyError, TypeError) as error:
+    sys.exit(f'error: {explain_config_error(argv) or error}')
+
+
+def explain_config_error(argv: Sequence[str]) -> str | None:
+  """Finds what is wrong with `--config` and its overrides in `argv`.
+
+  Returns:
+    A message that names the bad override and the legal names beside it, or
+    the error of the config file itself; None if all of it is fine.
+  """
+  given = _config_arguments(argv)
+  path, _, argument = given.get('', '').partition(':')
+  if not os.path.isfile(path):
+    return f'--config: there is no file {path!r} (in {os.getcwd()})'
+  try:
+    get_config = runpy.run_path(path)['get_config']
+    config = get_config(argument) if argument else get_config()
+  except (*USER_ERRORS, KeyError, TypeError) as error:
+    return f'--config={given[""]}: {error}'
+  for name in given:
+    node: Any = config
+    for key in name.split('.') if name else ():
+      if not isinstance(node, ml_collections.ConfigDict) or key not in node:
+        return _unknown(name, key, node)
+      node = node[key]
+  return None
+
+
+def _config_arguments(argv: Sequence[str]) -> dict[str, str]:
+  """{'': file, 'data.root': value, ...} of the --config arguments."""
+  found = {}
+  for index, word in enumerate(argv):
+    name, equals, value = word.lstrip('-').partition('=')
+    if not word.startswith('-') or name.split('.')[0] != 'config':
+      continue
+    if not equals:
+      value = argv[index + 1] if index + 1 < len(argv) else ''
+    found[name[len('config.') :]] = value
+  return found
+
+
+def _unknown(name: str, key: str, node: Any) -> str:
+  legal = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
+  near = difflib.get_close_matches(key, legal, 1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  return (
+    f'--config.{name}: there is no field {key!r}.{hint} Legal names here:'
+    f' {", ".join(legal) or "(none, this is a value)"}'
+  )

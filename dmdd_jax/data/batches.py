@@ -1,0 +1,54 @@
+"""Batches of images for evaluation and prediction, without TensorFlow.
+
+Decoding runs in threads, one batch ahead of its use; the last batch is padded
+to full size and `_mask` says which rows are real, so that a jitted step sees
+one shape and every image is counted once.
+
+Synopsis:
+
+  for batch in batches.eval_batches(records, size=256, batch_size=16): ...
+"""
+
+from collections.abc import Iterator, Sequence
+import concurrent.futures
+
+import numpy as np
+
+from dmdd_jax.data import records as records_lib
+
+
+def eval_batches(
+  records: Sequence[records_lib.Record], size: int, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the records in order, ceil(N / batch_size) batches.
+
+  Each batch holds image (B, S, S, 3) uint8, mask (B, S, S, 1) uint8 in
+  {0, 1}, label (B,) int32 and _mask (B,) float32, 1 for a real row.
+  """
+
+  def load(start: int) -> dict[str, np.ndarray]:
+    rows = records[start : start + batch_size]
+    images, masks = records_lib.load_arrays(rows, size)
+    batch = {
+      'image': images,
+      'mask': masks,
+      'label': np.array([row.label for row in rows], np.int32),
+      '_mask': np.ones(len(rows), np.float32),
+    }
+    return {key: pad_rows(rows, batch_size) for key, rows in batch.items()}
+
+  starts = range(0, len(records), batch_size)
+  with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+    pending = [ahead.submit(load, start) for start in starts[:1]]
+    for start in starts[1:]:
+      following = ahead.submit(load, start)
+      yield pending.pop().result()
+      pending.append(following)
+    for last in pending:
+      yield last.result()
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+  """Appends zero rows up to `rows`."""
+  missing = rows - len(array)
+  return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))

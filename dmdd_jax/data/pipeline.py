@@ -1,0 +1,164 @@
+"""The tf.data pipeline of synthetic training pairs.
+
+Images are decoded once and stay in memory as uint8. Step `n` takes the
+positions n * B .. n * B + B - 1 of an endless sequence of epochs, each a
+stateless shuffle of the examples, so any step's batch can be made without the
+ones before it: a resumed run reads what the interrupted one would have.
+
+Synopsis:
+
+  dataset = pipeline.train_dataset(images, textures, options, seed=0,
+                                   batch_size=32, total_steps=5000)
+  for batch in dataset.as_numpy_iterator(): ...
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from dmdd_jax.data import synthesis
+
+
+def _examples(
+  step: tf.Tensor,
+  *,
+  count: int,
+  seed: int,
+  batch_size: int,
+  shard: tuple[int, int],
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """(example, epoch), both (b,) int64, of one shard's rows of a step."""
+  index, shards = shard
+  rows = batch_size // shards
+  positions = step * batch_size + index * rows + tf.range(rows, dtype=tf.int64)
+  epochs, offsets = positions // count, positions % count
+
+  # The raw op takes a seed per row, which tf.random's wrapper does not.
+  zeros = tf.zeros_like(epochs)
+  seeds = tf.stack([zeros + seed, epochs, zeros], axis=1)
+  examples = tf.raw_ops.RandomIndexShuffle(
+    index=offsets, seed=seeds, max_index=tf.constant(count - 1, tf.int64)
+  )
+  return examples, epochs
+
+
+def train_dataset(
+  images: np.ndarray,
+  textures: np.ndarray,
+  options: synthesis.Options,
+  *,
+  seed: int,
+  batch_size: int,
+  total_steps: int,
+  first_step: int = 0,
+  shard: tuple[int, int] = (0, 1),
+  threads: int | None = None,
+) -> tf.data.Dataset:
+  """Batches of synthetic pairs for the steps first_step .. total_steps - 1.
+
+  Args:
+    images: (N, S, S, 3) uint8 defect-free images, N >= 1.
+    textures: (T, S, S, 3) uint8, T >= 1.
+    options: of the synthesis; `options.image_size` is S.
+    seed: of the order and the anomalies.
+    batch_size: global, over all shards.
+    total_steps: the step after the last.
+    first_step: the step to begin with.
+    shard: (index, count) of this process; it gets batch_size // count rows.
+    threads: batches made at once; None lets tf.data choose.
+
+  Returns:
+    A dataset of dicts: image, normal (b, S, S, 3) and mask (b, S, S, 1)
+    float32, label (b,) int32 (1 = the mask is not empty), _mask (b,) float32
+    of ones.
+
+  Raises:
+    ValueError: no images or textures, sizes that disagree, or a batch that
+      does not divide over the shards.
+  """
+  size = options.image_size
+  for name, array in (('images', images), ('textures', textures)):
+    if array.shape[1:] != (size, size, 3) or not len(array):
+      raise ValueError(
+        f'{name} must be (>= 1, {size}, {size}, 3), are {array.shape}'
+      )
+  if batch_size % shard[1]:
+    raise ValueError(
+      f'config.train.batch_size = {batch_size} does not divide over'
+      f' {shard[1]} processes'
+    )
+  with tf.device('cpu'):
+    images, textures = tf.constant(images), tf.constant(textures)
+
+  def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+    examples, epochs = _examples(
+      step,
+      count=images.shape[0],
+      seed=seed,
+      batch_size=batch_size,
+      shard=shard,
+    )
+    normal = tf.cast(tf.gather(images, examples), tf.float32) / 255.0
+    keys = synthesis.make_keys(seed, examples, epochs)
+    normal = synthesis.augment(normal, keys, options)
+    image, mask = synthesis.synthesize(normal, textures, keys, options)
+    label = tf.cast(tf.reduce_max(mask, axis=(1, 2, 3)), tf.int32)
+    ones = tf.ones_like(label, tf.float32)
+    return {
+      'image': image,
+      'normal': normal,
+      'mask': mask,
+      'label': label,
+      '_mask': ones,
+    }
+
+  steps = tf.data.Dataset.range(first_step, total_steps)
+  dataset = steps.map(
+    make_batch,
+    num_parallel_calls=threads or tf.data.AUTOTUNE,
+    deterministic=True,
+  )
+  return dataset.prefetch(2)
+
+
+def options(config: ml_collections.ConfigDict) -> synthesis.Options:
+  """The synthesis options of a config.
+
+  Raises:
+    ValueError: a value out of its range, naming the field.
+  """
+  return synthesis.Options(
+    image_size=config.data.image_size, **config.synthesis
+  )
+
+
+def validation_pairs(
+  images: np.ndarray,
+  textures: np.ndarray,
+  options: synthesis.Options,
+  *,
+  seed: int,
+  count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """A fixed set of synthetic pairs on held-out images.
+
+  Args:
+    images: (K, S, S, 3) uint8, K >= 1.
+    textures: (T, S, S, 3) uint8.
+    options: of the synthesis; the input is not turned.
+    seed: of the pairs.
+    count: of pairs.
+
+  Returns:
+    The images (count, S, S, 3), rounded to uint8, and their masks
+    (count, S, S) uint8 in {0, 1}.
+  """
+  options = dataclasses.replace(options, rotate_90=False, rotate_degrees=0.0)
+  dataset = train_dataset(
+    images, textures, options, seed=seed, batch_size=count, total_steps=1
+  )
+  batch = next(dataset.as_numpy_iterator())
+  rounded = np.round(batch['image'] * 255.0).astype(np.uint8)
+  return rounded, batch['mask'][..., 0].astype(np.uint8)

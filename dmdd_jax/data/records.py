@@ -1,0 +1,644 @@
+"""Lists, checks and reads image folders; knows neither TensorFlow nor jax.
+
+The layout is MVTec AD's:
+
+  ROOT/CATEGORY/train/good/*.png
+  ROOT/CATEGORY/test/good/*.png
+  ROOT/CATEGORY/test/DEFECT/ID.png
+  ROOT/CATEGORY/ground_truth/DEFECT/ID_mask.png
+
+Synopsis:
+
+  dataset = records.list_mvtec('data/mvtec', 'screw')
+  train = records.validate(dataset.train, on_bad='skip')
+  train, held_out = records.split_holdout(train, 0.1, 8, seed=0)
+  images, masks = records.load_arrays(train, size=256)
+
+Every fault a user can cause ends in one of three errors, which say what was
+found, what was expected and what to do: `MissingDataError` (a file or folder
+is not there), `DatasetError` (what is there is no data set) and `BadImageError`
+(a file that cannot be used as an image or a mask).
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+
+from absl import logging
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+GOOD = 'good'
+_NAMED = 5  # How many file names one message spells out.
+
+
+class MissingDataError(FileNotFoundError):
+  """A folder or file that the layout needs is not there."""
+
+
+class DatasetError(ValueError):
+  """A folder is there but does not hold a usable data set."""
+
+
+class BadImageError(ValueError):
+  """A file cannot be used as an image, or as the mask of its image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One image on disk.
+
+  Attributes:
+    image: absolute path of the image.
+    mask: absolute path of its mask, None for a good image.
+    label: 0 for good, 1 for defective; the folder decides.
+    defect: name of the folder the image lies in, 'good' for label 0.
+  """
+
+  image: str
+  mask: str | None
+  label: int
+  defect: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """One category: its good training images and its test images."""
+
+  category: str
+  train: tuple[Record, ...]
+  test: tuple[Record, ...]
+
+
+# Listing.
+
+
+def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
+  """Returns the sorted names of the folders in root that hold train/good.
+
+  Args:
+    root: the folder of the categories.
+
+  Raises:
+    MissingDataError: root is missing or no folder.
+  """
+  root = _absolute(root)
+  if not os.path.isdir(root):
+    found = 'a file' if os.path.exists(root) else 'nothing'
+    raise MissingDataError(
+      f'Data root {root}: found {found}, expected a folder with one folder per '
+      'category (ROOT/CATEGORY/train/good). Set --config.data.root to it.'
+    )
+  return tuple(
+    name
+    for name in _folders(root)
+    if os.path.isdir(os.path.join(root, name, 'train', GOOD))
+  )
+
+
+def list_mvtec(root: str | os.PathLike, category: str) -> Dataset:
+  """Lists one category of a folder in the MVTec AD layout.
+
+  Nothing is decoded here, see `validate`. Files whose name starts with a dot
+  and files without an image suffix (`SUFFIXES`, any case) are ignored. A test
+  split that is empty or has no defects is legal, and logged as a warning; so
+  are masks without an image. A mask is ID_mask or ID with any image suffix.
+
+  Args:
+    root: the folder of the categories.
+    category: the name of the category's folder.
+
+  Returns:
+    The category, train sorted by file name, test by defect and file name.
+
+  Raises:
+    MissingDataError: no root, category or train/good folder, or a defect image
+      without a mask.
+    DatasetError: no image in train/good, or a folder that cannot be read.
+  """
+  root = _absolute(root)
+  folder = _category_folder(root, category)
+  train = _list_good(folder)
+  test_root = os.path.join(folder, 'test')
+  test, unmasked = [], []
+  defects = _folders(test_root) if os.path.isdir(test_root) else ()
+  for defect in defects:
+    images = _images(os.path.join(test_root, defect))
+    if defect == GOOD:
+      test += [Record(path, None, 0, GOOD) for path in images]
+      continue
+    masks = _masks(os.path.join(folder, 'ground_truth', defect))
+    for path in images:
+      mask = masks.get(_stem(path) + '_mask') or masks.get(_stem(path))
+      test.append(Record(path, mask, 1, defect))
+      if mask is None:
+        unmasked.append(test[-1])
+  if unmasked:
+    raise MissingDataError(_unmasked_message(folder, unmasked))
+  _warn_about_test(folder, test)
+  return Dataset(category, train, tuple(test))
+
+
+def _category_folder(root: str, category: str) -> str:
+  """Returns the folder of a category, or raises with those that are there."""
+  categories = list_categories(root)
+  folder = os.path.join(root, category)
+  if category and os.path.isdir(folder):
+    return folder
+  if categories:
+    hint = f'The categories there are: {", ".join(categories)}.'
+  elif os.path.isdir(os.path.join(root, 'train', GOOD)):
+    hint = (
+      f'This folder is itself a category: set --config.data.root to '
+      f'{os.path.dirname(root)} and the category to {os.path.basename(root)}.'
+    )
+  else:
+    names = ', '.join(_folders(root)[:20]) or 'none'
+    hint = (
+      'No folder there holds train/good (folders found: '
+      f'{names}). Set --config.data.root to the folder of the categories.'
+    )
+  raise MissingDataError(
+    f'Data root {root}: found no category {category!r}, expected the folder '
+    f'{folder} with train/good. {hint}'
+  )
+
+
+def _list_good(folder: str) -> tuple[Record, ...]:
+  """Returns the records of train/good, or raises when there are none."""
+  good = os.path.join(folder, 'train', GOOD)
+  expected = (
+    f'expected defect-free training images ({" ".join(SUFFIXES)}) directly in '
+    f'{good}'
+  )
+  if not os.path.isdir(good):
+    train = os.path.join(folder, 'train')
+    names = _folders(train if os.path.isdir(train) else folder)
+    raise MissingDataError(
+      f'Category {folder}: found no folder train/good (folders found: '
+      f'{", ".join(names[:20]) or "none"}), {expected}. Move them there, or '
+      'choose another category or --config.data.root.'
+    )
+  images = _images(good)
+  if not images:
+    others = [name for name in sorted(os.listdir(good)) if name[0] != '.']
+    raise DatasetError(
+      f'Category {folder}: found no image in train/good '
+      f'({_some(others) or "it is empty"}), {expected}. Copy them there, or '
+      'choose another category or --config.data.root.'
+    )
+  return tuple(Record(path, None, 0, GOOD) for path in images)
+
+
+def _unmasked_message(folder: str, unmasked: Sequence[Record]) -> str:
+  """Returns the error text for defect images that have no mask."""
+  first = unmasked[0]
+  masks = os.path.join(folder, 'ground_truth', first.defect)
+  stem = _stem(first.image)
+  more = ''
+  if len(unmasked) > 1:
+    rest = [f'{r.defect}/{os.path.basename(r.image)}' for r in unmasked[1:]]
+    more = f' The same holds for {len(rest)} more: {_some(rest)}.'
+  return (
+    f'Defect image {first.image}: found no mask, expected '
+    f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
+    f'(or another of {" ".join(SUFFIXES)}).{more} Add the masks, or move the '
+    'images out of test/.'
+  )
+
+
+def _warn_about_test(folder: str, test: Sequence[Record]) -> None:
+  """Logs what is odd but legal in a test split."""
+  used = {record.mask for record in test}
+  truth = os.path.join(folder, 'ground_truth')
+  unused = []
+  for defect in _folders(truth) if os.path.isdir(truth) else ():
+    if defect != GOOD:
+      masks = _images(os.path.join(truth, defect))
+      unused += [
+        f'{defect}/{os.path.basename(m)}' for m in masks if m not in used
+      ]
+  if unused:
+    logging.warning(
+      'Masks in %s without an image in test/, ignored: %d: %s',
+      truth,
+      len(unused),
+      _some(unused),
+    )
+  labels = {record.label for record in test}
+  if not labels:
+    logging.warning('%s/test holds no images: nothing to evaluate.', folder)
+  elif labels != {0, 1}:
+    logging.warning(
+      '%s/test holds only %s images: metrics that need both will be NaN.',
+      folder,
+      'good' if labels == {0} else 'defective',
+    )
+
+
+# Checking.
+
+
+def validate(
+  records: Iterable[Record], on_bad: str = 'error', num_threads: int = 0
+) -> tuple[Record, ...]:
+  """Decodes every image and mask in full and returns the usable records.
+
+  A mask must have its image's height and width, both after their EXIF
+  orientation. A defect image whose mask is all zero is kept, with a warning.
+
+  Args:
+    records: what to check.
+    on_bad: 'error' raises at a bad file; 'skip' drops its record, with a
+      warning that names it, and a count.
+    num_threads: threads that decode; 0 for one per processor.
+
+  Returns:
+    The records without the dropped ones, in their order.
+
+  Raises:
+    BadImageError: a bad file under 'error' (the first in the order of records;
+      the others are named too), or nothing left under 'skip'.
+    ValueError: another on_bad.
+  """
+  if on_bad not in ('error', 'skip'):
+    raise ValueError(
+      f"data.on_bad_image: found {on_bad!r}, expected 'error' or 'skip'."
+    )
+  records = tuple(records)
+  faults = _map_threads(_fault, records, num_threads)
+  bad = [fault for fault in faults if fault]
+  if bad and on_bad == 'error':
+    more = ''
+    if len(bad) > 1:
+      more = f' And {len(bad) - 1} more: {_some(bad[1:], sep="; ")}.'
+    raise BadImageError(
+      f'{bad[0]}.{more} Replace or remove the file, or leave bad files out '
+      'with --config.data.on_bad_image=skip.'
+    )
+  for fault in bad:
+    logging.warning('Skipped: %s.', fault)
+  kept = tuple(r for r, fault in zip(records, faults, strict=True) if not fault)
+  if bad and not kept:
+    raise BadImageError(
+      f'All {len(records)} images are unusable, the first: {bad[0]}. '
+      'Check that --config.data.root is the folder you mean.'
+    )
+  if bad:
+    logging.warning('Skipped %d of %d images.', len(bad), len(records))
+  return kept
+
+
+def _fault(record: Record) -> str | None:
+  """Returns what is wrong with the files of a record, None for nothing."""
+  try:
+    image = _read(record.image, _to_rgb)
+    if record.mask is None:
+      return None
+    mask = _read(record.mask, _to_binary)
+  except BadImageError as error:
+    return str(error)
+  if mask.size != image.size:
+    return (
+      f'{record.mask}: the mask is {mask.width}x{mask.height} (width x height) '
+      f'but its image {record.image} is {image.width}x{image.height}; '
+      'expected equal sizes'
+    )
+  if mask.getbbox() is None:
+    logging.warning(
+      'The mask %s is all zero though %s lies in a defect folder.',
+      record.mask,
+      record.image,
+    )
+  return None
+
+
+# Reading.
+
+
+def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
+  """Reads an image as 8-bit RGB.
+
+  The EXIF orientation is applied. 16-bit greyscale is scaled from its full
+  range (0-65535 to 0-255), not stretched. Palette and greyscale become RGB.
+  Transparent images are laid over black: what colour a file stores under
+  transparent pixels depends on the program that wrote it. Of several frames
+  the first is read. An image of another size is resized to the square with an
+  antialiased bilinear filter, its aspect ratio not kept.
+
+  Args:
+    path: the file.
+    size: height and width of the result; None for those of the file.
+
+  Returns:
+    uint8 (size, size, 3) in [0, 255].
+
+  Raises:
+    BadImageError: the file is missing, no image, truncated, or of 32-bit
+      integers or floats, whose range is unknown.
+  """
+  image = _read(path, _to_rgb)
+  if size is not None and image.size != (size, size):
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(image)
+
+
+def read_mask(path: str | os.PathLike, size: int | None) -> np.ndarray:
+  """Reads a mask; a pixel that is not black is anomalous.
+
+  The EXIF orientation is applied, transparent pixels count as black. In a JPEG
+  the brighter half of the range counts, as its compression leaves near-black
+  noise around edges. Resized by nearest neighbour.
+
+  Args:
+    path: the file.
+    size: height and width of the result; None for those of the file.
+
+  Returns:
+    uint8 (size, size, 1) in {0, 1}.
+
+  Raises:
+    BadImageError: as for `read_image`.
+  """
+  mask = _read(path, _to_binary)
+  if size is not None and mask.size != (size, size):
+    mask = mask.resize((size, size), Image.Resampling.NEAREST)
+  return np.asarray(mask)[..., np.newaxis]
+
+
+def load_arrays(
+  records: Sequence[Record], size: int, num_threads: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads all images and masks into memory; see `read_image`, `read_mask`.
+
+  Args:
+    records: what to read, N records.
+    size: height and width.
+    num_threads: threads that decode; 0 for one per processor.
+
+  Returns:
+    images uint8 (N, size, size, 3) in [0, 255], and masks uint8
+    (N, size, size, 1) in {0, 1}, zero where a record has no mask.
+
+  Raises:
+    BadImageError: a file cannot be read.
+  """
+  records = tuple(records)
+  images = np.zeros((len(records), size, size, 3), np.uint8)
+  masks = np.zeros((len(records), size, size, 1), np.uint8)
+
+  def fill(index: int) -> None:
+    images[index] = read_image(records[index].image, size)
+    if records[index].mask is not None:
+      masks[index] = read_mask(records[index].mask, size)
+
+  _map_threads(fill, range(len(records)), num_threads)
+  return images, masks
+
+
+def _read(
+  path: str | os.PathLike,
+  convert: Callable[[Image.Image, str], Image.Image],
+) -> Image.Image:
+  """Decodes a file in full, upright, converted; all faults as BadImageError."""
+  path = os.fspath(path)
+  try:
+    with Image.open(path) as file:
+      # A transposed copy no longer knows its format.
+      return convert(ImageOps.exif_transpose(file), file.format)
+  except FileNotFoundError:
+    fault = 'no such file (or a link to a missing one)'
+  except Image.UnidentifiedImageError:
+    fault = f'not an image Pillow knows ({os.path.getsize(path)} bytes)'
+  # Pillow's decoders raise what they like on corrupt bytes: OSError,
+  # SyntaxError, struct.error, IndexError, DecompressionBombError...
+  except Exception as error:
+    fault = f'cannot be decoded ({str(error) or type(error).__name__})'
+  raise BadImageError(f'{path}: {fault}')
+
+
+def _to_rgb(image: Image.Image, source: str) -> Image.Image:
+  """Returns an 8-bit RGB image, see read_image; source is the file format."""
+  if image.mode[0] in 'IF':
+    # Some Pillow versions open 16-bit PNG and PPM as 'I'.
+    if image.mode in 'IF' and (image.mode, source) not in (
+      ('I', 'PNG'),
+      ('I', 'PPM'),
+    ):
+      raise ValueError(
+        f'32-bit pixels (Pillow mode {image.mode}); expected 8 or 16 bits'
+      )
+    values = np.asarray(image).astype(np.int64)
+    image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+  elif image.has_transparency_data:
+    image = image.convert('RGBA')
+    black = Image.new('RGBA', image.size, (0, 0, 0, 255))
+    image = Image.alpha_composite(black, image)
+  return image.convert('RGB')
+
+
+def _to_binary(image: Image.Image, source: str) -> Image.Image:
+  """Returns an 8-bit image in {0, 1}, see read_mask."""
+  if image.mode[0] in 'IF':  # Before scaling: 1 of 65535 would become 0.
+    values = np.asarray(image) != 0
+  else:
+    lowest = 128 if source == 'JPEG' else 1
+    values = np.asarray(_to_rgb(image, source)).max(axis=-1) >= lowest
+  return Image.fromarray(values.astype(np.uint8))
+
+
+# Splitting.
+
+
+def split_holdout(
+  records: Iterable[Record], fraction: float, minimum: int, seed: int
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+  """Holds some records out of training, for calibration and validation.
+
+  The choice depends on the file names and the seed alone: not on the order of
+  the records, nor on where the data lies.
+
+  Args:
+    records: N records.
+    fraction: share to hold out, in [0, 0.5]; 0 holds nothing out.
+    minimum: hold out at least as many, when fraction > 0; but never more than
+      half of the records, rounded down (so none of one).
+    seed: any integer.
+
+  Returns:
+    (train, held_out), both sorted by path.
+
+  Raises:
+    ValueError: fraction outside [0, 0.5], or minimum negative.
+  """
+  if not 0 <= fraction <= 0.5:
+    raise ValueError(f'Held-out fraction: found {fraction}, expected [0, 0.5].')
+  if minimum < 0:
+    raise ValueError(f'Held-out minimum: found {minimum}, expected >= 0.')
+  records = sorted(records, key=lambda record: record.image)
+  count = max(minimum, round(fraction * len(records))) if fraction else 0
+  count = min(count, len(records) // 2)
+  drawn = sorted(records, key=lambda record: _draw(record.image, seed))
+  held_out = frozenset(drawn[:count])
+  return (
+    tuple(record for record in records if record not in held_out),
+    tuple(record for record in records if record in held_out),
+  )
+
+
+# Textures.
+
+
+def list_textures(path: str | os.PathLike) -> tuple[str, ...]:
+  """Returns the sorted paths of all images in a folder and those below it.
+
+  For DTD give its root or its images/ folder. Links are followed; hidden files
+  and folders are ignored.
+
+  Raises:
+    MissingDataError: the folder is missing.
+    DatasetError: there is no image in it.
+  """
+  path = _absolute(path)
+  way_out = (
+    'Set --config.data.textures to a folder of images, or leave it empty for '
+    'procedural textures.'
+  )
+  if not os.path.isdir(path):
+    found = 'a file' if os.path.exists(path) else 'nothing'
+    raise MissingDataError(
+      f'Texture folder {path}: found {found}, expected a folder of images (any '
+      f'depth). {way_out}'
+    )
+  found, seen, pending = [], set(), collections.deque([path])
+  while pending:
+    folder = pending.popleft()
+    if os.path.realpath(folder) in seen:  # Links may form a loop.
+      continue
+    seen.add(os.path.realpath(folder))
+    found += _images(folder)
+    pending += [os.path.join(folder, name) for name in _folders(folder)]
+  if not found:
+    raise DatasetError(
+      f'Texture folder {path}: found no image, expected at least one file with '
+      f'a suffix of {" ".join(SUFFIXES)} (any depth). {way_out}'
+    )
+  return tuple(sorted(found))
+
+
+def load_textures(
+  paths: Sequence[str],
+  size: int,
+  limit: int = 0,
+  seed: int = 0,
+  num_threads: int = 0,
+) -> np.ndarray:
+  """Reads textures, each the largest square at its centre, resized.
+
+  Args:
+    paths: the files.
+    size: height and width of the result.
+    limit: read at most as many, chosen by file name and seed; 0 for all.
+    seed: of the choice.
+    num_threads: threads that decode; 0 for one per processor.
+
+  Returns:
+    uint8 (T, size, size, 3) in [0, 255], T = min(limit, len(paths)), in the
+    order of the sorted paths.
+
+  Raises:
+    BadImageError: a chosen file cannot be read.
+  """
+  paths = sorted(paths)
+  if limit and limit < len(paths):
+    paths = sorted(sorted(paths, key=lambda path: _draw(path, seed))[:limit])
+  textures = np.zeros((len(paths), size, size, 3), np.uint8)
+
+  def fill(index: int) -> None:
+    try:
+      image = _read(paths[index], _to_rgb)
+    except BadImageError as error:
+      raise BadImageError(
+        f'Texture {error}. Remove it from the texture folder.'
+      ) from None
+    textures[index] = np.asarray(
+      ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    )
+
+  _map_threads(fill, range(len(paths)), num_threads)
+  return textures
+
+
+# Small helpers.
+
+
+def _absolute(path: str | os.PathLike) -> str:
+  return os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+
+def _stem(path: str) -> str:
+  return os.path.splitext(os.path.basename(path))[0]
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+  """Returns the entries of a folder that are not hidden, sorted by name."""
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(
+        (entry for entry in entries if not entry.name.startswith('.')),
+        key=lambda entry: entry.name,
+      )
+  except OSError as error:
+    raise DatasetError(
+      f'Folder {folder}: found it unreadable ({error.strerror}), expected a '
+      'folder that can be listed. Check its permissions.'
+    ) from None
+
+
+def _folders(folder: str) -> tuple[str, ...]:
+  """Returns the names of the folders in a folder."""
+  return tuple(entry.name for entry in _entries(folder) if entry.is_dir())
+
+
+def _images(folder: str) -> tuple[str, ...]:
+  """Returns the paths of the image files in a folder.
+
+  A link to nothing counts: dropping it here would hide it from `validate`.
+  """
+  return tuple(
+    entry.path
+    for entry in _entries(folder)
+    if os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    and not entry.is_dir()
+  )
+
+
+def _masks(folder: str) -> dict[str, str]:
+  """Returns the image files of a folder by stem; {} when it is missing."""
+  if not os.path.isdir(folder):
+    return {}
+  return {_stem(path): path for path in reversed(_images(folder))}
+
+
+def _draw(path: str, seed: int) -> bytes:
+  """Returns a hash of file name and seed to order files by."""
+  text = f'{seed}/{os.path.basename(path)}'
+  return hashlib.blake2b(
+    text.encode('utf-8', 'surrogateescape'), digest_size=16
+  ).digest()
+
+
+def _some(names: Sequence[str], sep: str = ', ') -> str:
+  """Returns the first names and an ellipsis, for messages."""
+  return sep.join(names[:_NAMED]) + (sep + '...' if len(names) > _NAMED else '')
+
+
+def _map_threads(function: Callable, items: Iterable, num_threads: int) -> list:
+  """Returns [function(item) ...] in order; Pillow decodes without the GIL."""
+  workers = num_threads or os.cpu_count() or 1
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    return list(pool.map(function, items))

@@ -1,0 +1,382 @@
+"""Evaluation: from a state, or from a workdir's checkpoint alone.
+
+Synopsis:
+
+  results = evaluate.evaluate(config, state, calibration, dataset.test)
+  summary = evaluate.evaluate_workdir('runs/mvtec/screw')
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import glob
+import math
+import os
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from dmdd_jax import calibration as calibration_lib
+from dmdd_jax import (
+  checkpoint,
+  provenance,
+  sharding,
+  steps,
+  train_state,
+  visualize,
+)
+from dmdd_jax.data import batches
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.models import dmdd
+
+RESOLUTIONS = ('model', 'native')
+
+
+class Predictor:
+  """A model, its variables and its fusion behind one jitted function."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    self.config = config
+    self.mesh = sharding.make_mesh() if mesh is None else mesh
+    # Padded rows make any batch divide over the devices.
+    size = config.eval.batch_size
+    self.batch_size = math.ceil(size / self.mesh.size) * self.mesh.size
+    self._step = steps.make_predict_step(
+      config, dmdd.from_config(config), self.mesh
+    )
+
+  def __call__(
+    self,
+    state: train_state.TrainState,
+    fusion: steps.Fusion,
+    images: np.ndarray,
+  ) -> steps.Prediction:
+    """Predicts (N, S, S, 3) uint8 images, N <= batch_size; numpy arrays."""
+    count = len(images)
+    rows = {'image': batches.pad_rows(images, self.batch_size)}
+    rows = sharding.to_global(self.mesh, rows)
+    found = self._step(train_state.variables(state), fusion, rows['image'])
+    return jax.tree.map(lambda x: np.asarray(x)[:count], found)
+
+  def over_records(
+    self,
+    state: train_state.TrainState,
+    fusion: steps.Fusion,
+    records: Sequence[records_lib.Record],
+  ) -> Iterator[tuple[dict[str, np.ndarray], steps.Prediction]]:
+    """Yields (batch, prediction) without padding, every record once."""
+    size = self.config.data.image_size
+    for batch in batches.eval_batches(records, size, self.batch_size):
+      count = int(batch['_mask'].sum())
+      batch = {key: value[:count] for key, value in batch.items()}
+      yield batch, self(state, fusion, batch['image'])
+
+
+def predict_images(
+  predictor: Predictor,
+  state: train_state.TrainState,
+  fusion: steps.Fusion,
+  images: np.ndarray,
+) -> steps.Prediction:
+  """Predicts any number of uint8 images (N, S, S, 3), N >= 1."""
+  rows = predictor.batch_size
+  found = [
+    predictor(state, fusion, images[i : i + rows])
+    for i in range(0, len(images), rows)
+  ]
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def calibrate(
+  predictor: Predictor,
+  state: train_state.TrainState,
+  images: np.ndarray,
+) -> calibration_lib.Calibration:
+  """Fits fusion, thresholds and scales on held-out normals (N, S, S, 3)."""
+  config = predictor.config
+  if not len(images):
+    return calibration_lib.uncalibrated(config)
+  raw = predict_images(predictor, state, steps.Fusion(), images)
+  fusion = calibration_lib.fit_fusion(config, raw.logit, raw.maps_mean)
+  found = predict_images(predictor, state, fusion, images)
+  return calibration_lib.fit(config, fusion, found.map, found.score)
+
+
+def evaluate(
+  predictor: Predictor,
+  state: train_state.TrainState,
+  calibration: calibration_lib.Calibration,
+  records: Sequence[records_lib.Record],
+  pictures: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+  """All metrics of a test set.
+
+  Args:
+    predictor: of the config.
+    state: the trained state.
+    calibration: stored with it.
+    records: the test images; the folder of an image decides its label.
+    pictures: a folder for overlays of some test images; None writes none.
+
+  Returns:
+    The keys of `metrics.results.compute` for the final map; the same for the
+    mean of the distance maps under `maps_mean`; precision, recall and F1 at
+    the calibrated thresholds under `at_threshold`. With both resolutions
+    asked for, the figures at the masks' own sizes stand under `native`.
+  """
+  config = predictor.config
+  _check_resolutions(config.eval.resolutions)
+  with contextlib.ExitStack() as stack:
+    stores = {
+      (resolution, kind): stack.enter_context(results_lib.MapStore())
+      for resolution in config.eval.resolutions
+      for kind in ('map', 'maps_mean')
+    }
+    scores = _collect(predictor, state, calibration.fusion, records, stores)
+    labels = np.array([record.label for record in records])
+    found = {}
+    for (resolution, kind), store in stores.items():
+      metrics = results_lib.compute(
+        store.maps,
+        store.masks,
+        scores[kind],
+        labels,
+        bootstrap=config.eval.bootstrap,
+        seed=config.seed,
+      )
+      found.setdefault(resolution, {})[kind] = metrics
+    found = {
+      resolution: {**kinds['map'], 'maps_mean': kinds['maps_mean']}
+      for resolution, kinds in found.items()
+    }
+    first, *others = config.eval.resolutions
+    metrics = {**found[first], 'resolution': first}
+    metrics |= {other: found[other] for other in others}
+    store = stores[first, 'map']
+    metrics['at_threshold'] = _at_threshold(
+      calibration, store, scores['map'], labels
+    )
+    if pictures is not None:
+      visualize.write_overlays(
+        pictures,
+        records,
+        store.maps,
+        scores['map'],
+        calibration,
+        per_group=config.eval.pictures,
+      )
+  return metrics
+
+
+def _check_resolutions(resolutions: Sequence[str]) -> None:
+  if not resolutions or not set(resolutions) <= set(RESOLUTIONS):
+    raise ValueError(
+      f'config.eval.resolutions is {tuple(resolutions)}; choose from'
+      f' {RESOLUTIONS}'
+    )
+
+
+def _collect(
+  predictor: Predictor,
+  state: train_state.TrainState,
+  fusion: steps.Fusion,
+  records: Sequence[records_lib.Record],
+  stores: Mapping[tuple[str, str], results_lib.MapStore],
+) -> dict[str, np.ndarray]:
+  """Fills the stores in the records' order; returns the scores by kind."""
+  scores = {'map': [], 'maps_mean': []}
+  remaining = iter(records)
+  for batch, prediction in predictor.over_records(state, fusion, records):
+    scores['map'].append(prediction.score)
+    scores['maps_mean'].append(prediction.maps_mean_score)
+    for row, mask in enumerate(batch['mask'][..., 0]):
+      record = next(remaining)
+      for (resolution, kind), store in stores.items():
+        anomaly_map, truth = getattr(prediction, kind)[row], mask
+        if resolution == 'native':
+          truth = native_mask(record)
+          anomaly_map = resize_map(anomaly_map, truth.shape)
+        store.append(anomaly_map, truth)
+  return {kind: np.concatenate(parts) for kind, parts in scores.items()}
+
+
+def native_mask(record: records_lib.Record) -> np.ndarray:
+  """The mask (H, W) uint8 at its file's size; zeros for a good image."""
+  if record.mask is not None:
+    return records_lib.read_mask(record.mask, None)[..., 0]
+  image = records_lib.read_image(record.image, None)
+  return np.zeros(image.shape[:2], np.uint8)
+
+
+def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Bilinear resize of (H, W) float32 with half-pixel centres, no filter."""
+  image = Image.fromarray(np.asarray(anomaly_map, np.float32), mode='F')
+  return np.asarray(
+    image.transform(
+      (size[1], size[0]),
+      Image.Transform.AFFINE,
+      (image.width / size[1], 0, 0, 0, image.height / size[0], 0),
+      Image.Resampling.BILINEAR,
+    )
+  )
+
+
+def _at_threshold(
+  calibration: calibration_lib.Calibration,
+  store: results_lib.MapStore,
+  scores: np.ndarray,
+  labels: np.ndarray,
+) -> dict[str, float]:
+  """Precision, recall and F1 at the calibrated thresholds."""
+  found = {
+    'image_threshold': calibration.image_threshold,
+    'pixel_threshold': calibration.pixel_threshold,
+  }
+  counts = np.zeros(3, np.int64)
+  for anomaly_map, mask in zip(store.maps, store.masks):
+    called = anomaly_map > calibration.pixel_threshold
+    counts += [
+      np.count_nonzero(called & (mask > 0)),
+      np.count_nonzero(called),
+      np.count_nonzero(mask),
+    ]
+  called = scores > calibration.image_threshold
+  images = [np.sum(called & (labels > 0)), np.sum(called), np.sum(labels > 0)]
+  levels = (('image', images), ('pixel', counts))
+  for level, (hits, positives, defects) in levels:
+    found[f'{level}_precision'] = _ratio(hits, positives)
+    found[f'{level}_recall'] = _ratio(hits, defects)
+    found[f'{level}_f1'] = _ratio(2 * hits, positives + defects)
+  good = labels == 0
+  found['image_false_positive_rate'] = _ratio(np.sum(called & good), good.sum())
+  return found
+
+
+def _ratio(part: int, whole: int) -> float:
+  return float(part / whole) if whole else math.nan
+
+
+def load_workdir(
+  workdir: str | os.PathLike, step: int | None = None
+) -> tuple[
+  ml_collections.ConfigDict,
+  train_state.TrainState,
+  calibration_lib.Calibration,
+  dict[str, Any],
+]:
+  """Reads a category's folder: config, state, calibration, and the metadata.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or it cannot be read.
+  """
+  directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  if not os.path.isdir(directory):
+    raise checkpoint.CheckpointError(
+      f'{workdir} holds no checkpoints; name the folder of one trained'
+      ' category, or train first (--mode train)'
+    )
+  manager = checkpoint.open_manager(directory)
+  try:
+    meta = checkpoint.read_meta(manager, step)
+    config = ml_collections.ConfigDict(meta['config'])
+    abstract = jax.eval_shape(
+      lambda: train_state.create(
+        config, dmdd.from_config(config), jax.random.key(0)
+      )
+    )
+    state = checkpoint.restore(
+      manager, sharding.abstract_replicated(abstract), step
+    )
+  finally:
+    checkpoint.close(manager)
+  return config, state, calibration_lib.from_dict(meta['calibration']), meta
+
+
+def evaluate_workdir(
+  workdir: str | os.PathLike,
+  *,
+  data_root: str | None = None,
+  eval_options: Mapping[str, Any] | None = None,
+  step: int | None = None,
+  output: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+  """Evaluates a category's checkpoint and writes its results and pictures.
+
+  Args:
+    workdir: the category's folder.
+    data_root: where the data lie now; None means where they lay in training.
+    eval_options: fields of `config.eval` to change.
+    step: which checkpoint, by default the newest.
+    output: where to write `results.json` and `pictures/`; the workdir.
+
+  Returns:
+    What stands in `results.json`.
+  """
+  started = time.time()
+  config, state, calibration, meta = load_workdir(workdir, step)
+  with config.unlocked():
+    config.data.root = data_root or config.data.root
+    config.eval.update(eval_options or {})
+  dataset = records_lib.list_mvtec(config.data.root, config.data.category)
+  records = records_lib.validate(dataset.test, config.data.on_bad_image)
+  output = os.fspath(output or workdir)
+  metrics = evaluate(
+    Predictor(config), state, calibration, records, f'{output}/pictures'
+  )
+  metrics |= provenance.describe(
+    config, meta, step=int(state.step), seconds=time.time() - started
+  )
+  write_results(output, metrics)
+  return metrics
+
+
+def evaluate_run(
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict | None = None
+) -> str:
+  """Evaluates a category's folder, or every one in the folder of a run.
+
+  Args:
+    workdir: a folder that holds `checkpoints/`, or folders that do.
+    config: where given, its `data.root` and `eval` replace those of the
+      checkpoint; all else comes from the checkpoint.
+
+  Returns:
+    The table over the categories, as text; it is also written to `workdir`
+    where that is the folder of a run.
+
+  Raises:
+    CheckpointError: there is no checkpoint.
+  """
+  workdir = os.fspath(workdir)
+  folders = sorted(glob.glob(os.path.join(glob.escape(workdir), '*')))
+  folders = [f for f in folders if os.path.isdir(f'{f}/checkpoints')]
+  single = os.path.isdir(os.path.join(workdir, 'checkpoints'))
+  rows = {}
+  for folder in [workdir] if single or not folders else folders:
+    metrics = evaluate_workdir(
+      folder,
+      data_root=config.data.root if config is not None else None,
+      eval_options=config.eval.to_dict() if config is not None else None,
+    )
+    rows[metrics['category']] = metrics
+  if single:
+    return results_lib.format_table(rows)
+  return results_lib.write_tables(rows, workdir)
+
+
+def write_results(directory: str, metrics: Mapping[str, Any]) -> str:
+  """Writes `results.json` in one step; returns its path. NaN becomes null."""
+  os.makedirs(directory, exist_ok=True)
+  path = os.path.join(directory, 'results.json')
+  results_lib.write_json(path, metrics)
+  logging.info('results in %s', path)
+  return path

@@ -1,0 +1,161 @@
+"""Losses of DMDD as pure functions of arrays.
+
+Features are (B, H, W, C), masks (B, H, W, 1) in [0, 1] with 1 = anomalous,
+logits (B, H, W, 1). Every function computes in float32 and returns a float32
+scalar unless it says otherwise. NGM and AIM are named by the paper (arXiv
+2408.03888); their formulas here are this project's reconstruction, see
+docs/method.md.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+AIM_KINDS = ('match_mask', 'margin')
+SEGMENTATION_KINDS = ('focal_l1', 'focal_dice')
+
+
+def cosine_distance(
+  a: jax.Array, b: jax.Array, epsilon: float = 1e-6
+) -> jax.Array:
+  """1 - cos of the channel vectors: (B, H, W, C) twice -> (B, H, W), [0, 2].
+
+  Two zero vectors are at distance 1. The norm is smoothed by `epsilon` so that
+  the gradient at a zero vector (a ReLU's output) is finite.
+  """
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  dot = jnp.sum(a * b, axis=-1)
+  square = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
+  return 1.0 - dot * jax.lax.rsqrt(square + epsilon**2)
+
+
+def flat_cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+  """1 - cos of each example's whole feature map: -> (B,) (RD4AD's form)."""
+  batch = a.shape[0]
+  return cosine_distance(
+    a.reshape(batch, 1, 1, -1), b.reshape(batch, 1, 1, -1)
+  )[:, 0, 0]
+
+
+def resize_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes (B, H, W, 1) to (B, *size, 1), values in [0, 1], area-averaged.
+
+  The soft mask keeps regions smaller than a feature cell, which thresholding
+  an antialiased mask at 0.5 loses (23 % of the masks at stride 16).
+  """
+  shape = (mask.shape[0], *size, 1)
+  height, width = mask.shape[1:3]
+  if height % size[0] == 0 and width % size[1] == 0:
+    cells = mask.reshape(
+      shape[0], size[0], height // size[0], size[1], width // size[1], 1
+    )
+    return jnp.mean(cells, axis=(2, 4))
+  return jax.image.resize(mask, shape, 'linear', antialias=True)
+
+
+def ngm(
+  normality: Sequence[jax.Array],
+  teacher_normal: Sequence[jax.Array],
+  masks: Sequence[jax.Array] | None = None,
+  flat: bool = False,
+) -> jax.Array:
+  """Normality guidance: N_l(x_a) is fitted to T_l(x_n), summed over levels.
+
+  Args:
+    normality: the student's normality features of x_a, one per level.
+    teacher_normal: the teacher's features of x_n.
+    masks: with masks at the levels' sizes, only normal positions count.
+    flat: one cosine per example over the whole map instead of per position.
+
+  Raises:
+    ValueError: `flat` together with `masks`.
+  """
+  if flat and masks is not None:
+    raise ValueError('ngm: a flat cosine has no positions to mask')
+  total = jnp.float32(0.0)
+  for level, (student, teacher) in enumerate(zip(normality, teacher_normal)):
+    if flat:
+      total += jnp.mean(flat_cosine_distance(student, teacher))
+      continue
+    distance = cosine_distance(student, teacher)
+    if masks is None:
+      total += jnp.mean(distance)
+    else:
+      weight = 1.0 - masks[level][..., 0]
+      total += jnp.sum(distance * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+  return total
+
+
+def aim(
+  abnormality: Sequence[jax.Array],
+  teacher: Sequence[jax.Array],
+  masks: Sequence[jax.Array],
+  kind: str = 'match_mask',
+  margin: float = 1.0,
+) -> jax.Array:
+  """Abnormality inverse mimicking: A_l leaves T_l inside the anomaly.
+
+  Args:
+    abnormality: the student's abnormality features of x_a, one per level.
+    teacher: the teacher's features (of x_a by default, of x_n by config).
+    masks: (B, h, w, 1) at each level's size, soft values allowed.
+    kind: 'match_mask', mean |D - M|: distance 0 in normal positions and 1 in
+      anomalous ones; or 'margin', mean over anomalous positions alone of
+      max(0, margin - D).
+    margin: for 'margin'.
+
+  Raises:
+    ValueError: unknown kind.
+  """
+  if kind not in AIM_KINDS:
+    raise ValueError(f'unknown loss.aim {kind!r}; choose one of {AIM_KINDS}')
+  total = jnp.float32(0.0)
+  for student, target, mask in zip(abnormality, teacher, masks):
+    distance, mask = cosine_distance(student, target), mask[..., 0]
+    if kind == 'match_mask':
+      total += jnp.mean(jnp.abs(distance - mask))
+    else:
+      hinge = mask * jnp.maximum(0.0, margin - distance)
+      total += jnp.sum(hinge) / jnp.maximum(jnp.sum(mask), 1.0)
+  return total
+
+
+def focal(
+  logits: jax.Array, mask: jax.Array, gamma: float, alpha: float | None = None
+) -> jax.Array:
+  """Mean binary focal loss (arXiv 1708.02002); `alpha` weighs class 1."""
+  loss = optax.sigmoid_focal_loss(logits, mask, alpha=alpha, gamma=gamma)
+  return jnp.mean(loss)
+
+
+def dice(logits: jax.Array, mask: jax.Array, epsilon: float = 1.0) -> jax.Array:
+  """1 - Dice over the batch's positions, smoothed by `epsilon` pixels."""
+  probability = jax.nn.sigmoid(logits)
+  overlap = 2.0 * jnp.sum(probability * mask) + epsilon
+  return 1.0 - overlap / (jnp.sum(probability) + jnp.sum(mask) + epsilon)
+
+
+def segmentation(
+  logits: jax.Array, mask: jax.Array, kind: str = 'focal_l1'
+) -> jax.Array:
+  """The head's loss: 'focal_l1' (gamma 4) or 'focal_dice' (gamma 2, .25).
+
+  Args:
+    logits: (B, h, w, 1).
+    mask: (B, h, w, 1) in [0, 1].
+    kind: one of `SEGMENTATION_KINDS`.
+
+  Raises:
+    ValueError: unknown kind.
+  """
+  logits = logits.astype(jnp.float32)
+  if kind == 'focal_l1':
+    l1 = jnp.mean(jnp.abs(jax.nn.sigmoid(logits) - mask))
+    return focal(logits, mask, gamma=4.0) + l1
+  if kind == 'focal_dice':
+    return focal(logits, mask, gamma=2.0, alpha=0.25) + dice(logits, mask)
+  raise ValueError(
+    f'unknown loss.segmentation {kind!r}; choose one of {SEGMENTATION_KINDS}'
+  )

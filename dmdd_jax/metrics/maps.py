@@ -1,0 +1,246 @@
+"""Anomaly maps and masks: a store larger than memory, and what is accepted.
+
+with maps.MapStore(limit_bytes=2**30, directory=workdir) as store:
+  for anomaly_map, mask in ...:
+    store.append(anomaly_map, mask)
+  metrics = results.compute(store, None, scores, labels)
+"""
+
+import tempfile
+
+import numpy as np
+
+
+class ArraySpool:
+  """Arrays in the order they were appended, in memory up to a limit.
+
+  What comes after the limit lies in one unnamed temporary file, which goes
+  away with the spool or the process, and is read through memory maps.
+  """
+
+  def __init__(self, limit_bytes, directory=None):
+    """Makes an empty spool.
+
+    Args:
+      limit_bytes: bytes of arrays to keep in memory.
+      directory: where the file goes; None means the system's temporary one.
+    """
+    self._limit = limit_bytes
+    self._directory = directory
+    self._items = []
+    self._file = None
+    self.bytes_in_memory = 0
+    self.bytes_on_disk = 0
+
+  def append(self, array):
+    """Copies one array of any dtype and shape into the spool."""
+    if self.bytes_in_memory + array.nbytes <= self._limit:
+      self.bytes_in_memory += array.nbytes
+      self._items.append(np.array(array, order='C'))
+      return
+    if self._file is None:
+      self._file = tempfile.TemporaryFile(
+        dir=self._directory, prefix='dmdd_jax_maps_'
+      )
+    self._items.append((self.bytes_on_disk, array.dtype, array.shape))
+    data = np.ascontiguousarray(array).tobytes()
+    data += bytes(-len(data) % 16)
+    try:
+      self._file.seek(self.bytes_on_disk)
+      self._file.write(data)
+      self._file.flush()
+    except OSError as error:
+      raise OSError(
+        error.errno,
+        f'{error.strerror}: after {self.bytes_on_disk} bytes of maps in '
+        f'{self._directory or tempfile.gettempdir()}; name a directory with '
+        'more room',
+      ) from error
+    self.bytes_on_disk += len(data)
+
+  def __len__(self):
+    return len(self._items)
+
+  def __getitem__(self, index):
+    item = self._items[index]
+    if isinstance(item, np.ndarray):
+      return item
+    offset, dtype, shape = item
+    return np.memmap(self._file, dtype, 'r', offset, shape)
+
+  def close(self):
+    """Forgets all arrays and deletes the file."""
+    self._items = []
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+
+
+class _Every:
+  """A sequence of every second item of a spool."""
+
+  def __init__(self, spool, start):
+    self._spool, self._start = spool, start
+
+  def __len__(self):
+    return len(self._spool) // 2
+
+  def __getitem__(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return self._spool[2 * index + self._start]
+
+
+class MapStore:
+  """Pairs of an anomaly map and its mask, in order; may exceed the memory.
+
+  Maps are kept as float32 whether they fit in memory or not, so that a run
+  that spills gives the numbers of one that does not. `store.maps` and
+  `store.masks` are sequences of (H_i, W_i) arrays, float32 and uint8.
+  """
+
+  def __init__(self, limit_bytes=2**30, directory=None):
+    """Makes an empty store.
+
+    Args:
+      limit_bytes: bytes of maps and masks to keep in memory; the pairs after
+        that go to a memory-mapped temporary file. 0 puts all of them there.
+      directory: an existing folder for that file, with room for 5 bytes a
+        pixel; None means the system's temporary folder.
+    """
+    self._spool = ArraySpool(limit_bytes, directory)
+    self.limit_bytes = limit_bytes
+    self.directory = directory
+    self.maps = _Every(self._spool, 0)
+    self.masks = _Every(self._spool, 1)
+
+  def append(self, anomaly_map, mask):
+    """Adds a pair.
+
+    Args:
+      anomaly_map: (H, W) finite scores; stored as float32.
+      mask: (H, W) in {0, 1}, 1 on defects; zeros for a good image.
+
+    Raises:
+      ValueError: on shapes that disagree, other mask values or scores that
+        are not finite in float32; the message names the pair's index.
+    """
+    index = len(self)
+    with np.errstate(over='ignore'):
+      anomaly_map = np.asarray(anomaly_map).astype(np.float32, copy=False)
+    anomaly_map = check_map(anomaly_map, index)
+    mask = check_mask(mask, anomaly_map.shape, index)
+    self._spool.append(anomaly_map)
+    self._spool.append(mask)
+
+  @property
+  def spilled(self):
+    """Whether some of the pairs lie in the file."""
+    return self._spool.bytes_on_disk > 0
+
+  def __len__(self):
+    return len(self.maps)
+
+  def __getitem__(self, index):
+    return self.maps[index], self.masks[index]
+
+  def close(self):
+    """Forgets all pairs and deletes the file."""
+    self._spool.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused_args):
+    self.close()
+
+
+def as_float(scores):
+  """Returns `scores` as float32 or float64, copying only if needed.
+
+  Integers and wide floats become float64 and half precision float32, so that
+  float32 is never widened and no float is rounded on the way.
+  """
+  scores = np.asarray(scores)
+  if scores.dtype in (np.float32, np.float64):
+    return scores
+  half = scores.dtype.name in ('float16', 'bfloat16')
+  return scores.astype(np.float32 if half else np.float64)
+
+
+def check_scores(scores, what):
+  """Returns `scores` as by `as_float`, checked to be finite numbers.
+
+  Args:
+    scores: numeric array.
+    what: its name in the message of the error, such as 'the map of image 3'.
+
+  Raises:
+    ValueError: if it is not numeric or holds NaN or infinity.
+  """
+  scores = np.asarray(scores)
+  if scores.dtype.kind not in 'fiub' and scores.dtype.name != 'bfloat16':
+    raise ValueError(f'{what} is {scores.dtype}, expected numbers')
+  scores = as_float(scores)
+  finite = np.isfinite(scores)
+  if not finite.all():
+    raise ValueError(
+      f'{what} holds {np.count_nonzero(~finite)} values that are NaN or '
+      'infinite; every score must be finite'
+    )
+  return scores
+
+
+def check_map(anomaly_map, index):
+  """Returns a map as a finite (H, W) float array, or raises ValueError."""
+  anomaly_map = check_scores(anomaly_map, f'the map of image {index}')
+  if anomaly_map.ndim != 2:
+    raise ValueError(
+      f'the map of image {index} has shape {anomaly_map.shape}, expected (H, W)'
+    )
+  if not anomaly_map.size:
+    raise ValueError(f'the map of image {index} has no pixels')
+  return anomaly_map
+
+
+def check_mask(mask, shape, index):
+  """Returns a mask as (H, W) uint8 in {0, 1}, or raises ValueError.
+
+  Args:
+    mask: (H, W) bool or numbers in {0, 1}.
+    shape: the shape of its map.
+    index: the image's index, for the message.
+  """
+  if mask is None:
+    raise ValueError(
+      f'the mask of image {index} is None; pass zeros for a good image'
+    )
+  mask = np.asarray(mask)
+  if mask.shape != tuple(shape):
+    raise ValueError(
+      f'image {index}: the map has shape {tuple(shape)} and the mask '
+      f'{mask.shape}; they must agree'
+    )
+  if mask.dtype == np.bool_:
+    return mask.view(np.uint8)
+  binary = mask != 0
+  if not np.array_equal(mask, binary):
+    other = mask[(mask != 0) & (mask != 1)][0]
+    raise ValueError(
+      f'the mask of image {index} holds {other}, expected only 0 and 1; '
+      'pass mask > 0'
+    )
+  return binary.view(np.uint8)
+
+
+def check_labels(labels):
+  """Returns labels as (N,) uint8 in {0, 1}, or raises ValueError."""
+  labels = np.asarray(labels)
+  if labels.ndim != 1:
+    raise ValueError(f'labels have shape {labels.shape}, expected (N,)')
+  if labels.size and not np.isin(labels, (0, 1)).all():
+    index = int(np.flatnonzero(~np.isin(labels, (0, 1)))[0])
+    raise ValueError(
+      f'the label of image {index} is {labels[index]}, expected 0 (good) or 1'
+    )
+  return labels.astype(np.uint8)

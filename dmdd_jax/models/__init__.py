@@ -1,0 +1,1 @@
+"""Flax modules: the teacher's taps, the decoupled student, the head."""

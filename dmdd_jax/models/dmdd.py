@@ -1,0 +1,189 @@
+"""The whole model: frozen teacher, decoupled student, segmentation head.
+
+Synopsis:
+
+  model = dmdd.from_config(config)
+  variables = dmdd.init(model, rng, image_size=256)
+  taps = model.apply(variables, images, method='teach')
+  output = model.apply(variables, images)    # maps, maps_mean, logit
+
+`variables['params']` and `variables['batch_stats']` have the keys `teacher`,
+`student` and (unless `head.kind` is 'none') `head`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from dmdd_jax import losses
+from dmdd_jax.models import resnet, segmentation
+from dmdd_jax.models import student as student_lib
+
+HEAD_INPUTS = ('maps', 'products')
+DTYPES = ('float32', 'bfloat16')
+
+Features = Sequence[jax.Array]
+
+
+@struct.dataclass
+class Output:
+  """What the model says of a batch of B images, at stride 4 (h, w).
+
+  Attributes:
+    maps: (B, h, w, 2 L) cosine distances, L normality levels then L
+      abnormality levels, each in [0, 2].
+    maps_mean: (B, h, w), their plain mean, the head's control.
+    logit: (B, h, w), the head's anomaly logit; without a head, `maps_mean`.
+  """
+
+  maps: jax.Array
+  maps_mean: jax.Array
+  logit: jax.Array
+
+
+def distance_maps(
+  normality: Features, abnormality: Features, taps: Features
+) -> jax.Array:
+  """The 2 L cosine-distance maps at the finest level's size, float32."""
+  size = taps[0].shape[1:3]
+  maps = [
+    student_lib.resize_bilinear(
+      losses.cosine_distance(feature, tap)[..., None], size
+    )
+    for features in (normality, abnormality)
+    for feature, tap in zip(features, taps)
+  ]
+  return jnp.concatenate(maps, axis=-1)
+
+
+def feature_products(
+  normality: Features, abnormality: Features, taps: Features
+) -> jax.Array:
+  """Elementwise products of L2-normalised features (DeSTSeg's head input)."""
+
+  def unit(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(square + 1e-12)
+
+  size = taps[0].shape[1:3]
+  products = [
+    student_lib.resize_bilinear(unit(feature) * unit(tap), size)
+    for features in (normality, abnormality)
+    for feature, tap in zip(features, taps)
+  ]
+  return jnp.concatenate(products, axis=-1)
+
+
+class DMDD(nn.Module):
+  """Teacher, student and head under one variable tree.
+
+  Attributes:
+    arch: teacher architecture, a key of `resnet.SPECS`.
+    student: further attributes of `student.Student`.
+    head_kind: one of `segmentation.KINDS`.
+    head_input: one of `HEAD_INPUTS`.
+    head: further attributes of the head.
+    dtype: of the computation; parameters, statistics, distances and logits
+      are float32.
+  """
+
+  arch: str = 'resnet18'
+  student_options: Mapping[str, Any] = struct.field(default_factory=dict)
+  head_kind: str = 'multi_perception'
+  head_input: str = 'maps'
+  head_options: Mapping[str, Any] = struct.field(default_factory=dict)
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.teacher = resnet.ResNet(self.arch, dtype=self.dtype)
+    self.student = student_lib.Student(
+      self.arch, dtype=self.dtype, **self.student_options
+    )
+    if self.head_kind == 'multi_perception':
+      self.head = segmentation.MultiPerceptionHead(
+        dtype=self.dtype, **self.head_options
+      )
+    elif self.head_kind == 'destseg':
+      options = {
+        k: v for k, v in self.head_options.items() if 'attention' not in k
+      }
+      self.head = segmentation.DestsegHead(dtype=self.dtype, **options)
+
+  def teach(self, images: jax.Array) -> tuple[jax.Array, ...]:
+    """The teacher's taps of images (B, H, W, 3) in [0, 1]; no gradient."""
+    x = resnet.normalize(images).astype(self.dtype)
+    return jax.lax.stop_gradient(self.teacher(x, train=False))
+
+  def study(
+    self, images: jax.Array, taps: Features, train: bool = False
+  ) -> tuple[Features, Features]:
+    """The student's (normality, abnormality) features of the same images."""
+    x = resnet.normalize(images).astype(self.dtype)
+    return self.student(x, taps, train)
+
+  def segment(
+    self,
+    normality: Features,
+    abnormality: Features,
+    taps: Features,
+    train: bool = False,
+  ) -> Output:
+    """Maps and logit from features; the head sends no gradient back."""
+    features = jax.lax.stop_gradient((normality, abnormality, taps))
+    maps = distance_maps(*features)
+    maps_mean = jnp.mean(maps, axis=-1)
+    if self.head_kind == 'none':
+      return Output(maps, maps_mean, maps_mean)
+    inputs = maps
+    if self.head_input == 'products':
+      inputs = feature_products(*features)
+    logit = self.head(inputs.astype(self.dtype), train)
+    return Output(maps, maps_mean, logit[..., 0])
+
+  def __call__(self, images: jax.Array, train: bool = False) -> Output:
+    """Runs all three parts on images (B, H, W, 3) in [0, 1]."""
+    taps = self.teach(images)
+    normality, abnormality = self.study(images, taps, train)
+    return self.segment(normality, abnormality, taps, train)
+
+
+def from_config(config: ml_collections.ConfigDict) -> DMDD:
+  """Builds the model of a config; ValueError names a field it cannot use."""
+  choices = (
+    ('dtype', config.dtype, DTYPES),
+    ('teacher.arch', config.teacher.arch, tuple(resnet.SPECS)),
+    ('student.trunk', config.student.trunk, student_lib.TRUNKS),
+    ('head.kind', config.head.kind, segmentation.KINDS),
+    ('head.input', config.head.input, HEAD_INPUTS),
+  )
+  for field, value, legal in choices:
+    if value not in legal:
+      raise ValueError(
+        f'config.{field} is {value!r}; choose one of {sorted(legal)}'
+      )
+  head = config.head
+  return DMDD(
+    arch=config.teacher.arch,
+    student_options=dict(config.student),
+    head_kind=head.kind,
+    head_input=head.input,
+    head_options={
+      'width': head.width,
+      'dilations': tuple(head.dilations),
+      'channel_attention': head.channel_attention,
+      'spatial_attention': head.spatial_attention,
+    },
+    dtype=jnp.dtype(config.dtype),
+  )
+
+
+def init(model: DMDD, rng: jax.Array, image_size: int) -> dict[str, Any]:
+  """Initialises all variables; `image_size` is a side in pixels, >= 32."""
+  images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+  return jax.jit(model.init)(rng, images)

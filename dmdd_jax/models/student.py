@@ -1,0 +1,192 @@
+"""The decoupled student: a trunk, then a normality and an abnormality branch.
+
+The trunk turns an image (or, for `reverse`, the teacher's features of it) into
+*initial features* with the shapes of the teacher's taps. `Decouple` expands
+each with a 1x1 convolution and splits it into two features of equal capacity.
+
+Trunks (`config.student.trunk`; sources in docs/method.md):
+
+  encoder_decoder  ResNet from scratch with all four stages, then a decoder
+  reverse          bottleneck and decoder over the teacher's own features
+  encoder          ResNet from scratch, the teacher's own shape
+"""
+
+from collections.abc import Sequence
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from dmdd_jax.models import resnet
+
+TRUNKS = ('encoder_decoder', 'reverse', 'encoder')
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes (B, H, W, C) to (B, *size, C), half-pixel centres."""
+  shape = (x.shape[0], *size, x.shape[3])
+  return jax.image.resize(x, shape, 'bilinear', antialias=False)
+
+
+class Decoder(nn.Module):
+  """Stages of residual blocks from stride 32 back up to strides 16, 8, 4."""
+
+  arch: str
+  blocks_per_stage: int = 2
+  dtype: jnp.dtype = jnp.float32
+  first_stage: bool = True
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    sizes: Sequence[tuple[int, int]],
+    train: bool = False,
+  ) -> tuple[jax.Array, ...]:
+    """Decodes (B, h, w, C4) to one array per size, given from fine to coarse.
+
+    Args:
+      x: the deepest features, half of `sizes[-1]` a side.
+      sizes: (height, width) of layer1, layer2, layer3 of the teacher.
+      train: batch norm uses and updates the batch's statistics.
+
+    Returns:
+      Features shaped as the teacher's taps, in the order of `sizes`.
+    """
+    block = resnet.block_factory(self.arch, self.dtype)
+    if self.first_stage:
+      for i in range(self.blocks_per_stage):
+        x = block(512, name=f'layer4_{i}')(x, train)
+    outputs = []
+    for stage in reversed(range(len(sizes))):
+      x = resize_bilinear(x, sizes[stage])
+      for i in range(self.blocks_per_stage):
+        x = block(64 * 2**stage, name=f'layer{stage + 1}_{i}')(x, train)
+      outputs.append(x)
+    return tuple(reversed(outputs))
+
+
+class Bottleneck(nn.Module):
+  """RD4AD's multi-scale fusion of the teacher's taps into one embedding."""
+
+  arch: str
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, taps: Sequence[jax.Array], train: bool = False
+  ) -> jax.Array:
+    """Fuses taps of strides 4, 8, 16 into (B, H/32, W/32, C4)."""
+    norm = functools.partial(resnet.batch_norm, train, self.dtype)
+    channels = taps[-1].shape[-1]
+    fused = []
+    for level, x in enumerate(taps):
+      for i in range(len(taps) - 1 - level):
+        name = f'fuse{level + 1}_{i}'
+        x = resnet.conv(channels, 3, 2, dtype=self.dtype, name=name)(x)
+        x = nn.relu(norm(name=f'{name}_bn')(x))
+      fused.append(x)
+    x = jnp.concatenate(fused, axis=-1)
+    block = resnet.block_factory(self.arch, self.dtype)
+    x = block(512, 2, name='layer4_0')(x, train)
+    return block(512, name='layer4_1')(x, train)
+
+
+class Decouple(nn.Module):
+  """Splits one initial feature into a normality and an abnormality feature."""
+
+  extra_convs: int = 0
+  stop_abnormality_gradient: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Maps (B, H, W, C) to two (B, H, W, C) arrays, both >= 0."""
+    channels = x.shape[-1]
+    pairs = []
+    for name in ('normality', 'abnormality'):
+      y = x
+      if name == 'abnormality' and self.stop_abnormality_gradient:
+        y = jax.lax.stop_gradient(y)
+      for i in range(1 + self.extra_convs):
+        y = resnet.conv(channels, 1, dtype=self.dtype, name=f'{name}_{i}')(y)
+        norm = resnet.batch_norm(train, self.dtype, name=f'{name}_{i}_bn')
+        y = nn.relu(norm(y))
+      pairs.append(y)
+    return pairs[0], pairs[1]
+
+
+class Student(nn.Module):
+  """Trunk and decoupling.
+
+  Attributes:
+    arch: of the teacher, whose tap shapes the student reproduces.
+    trunk: one of `TRUNKS`.
+    extra_convs: further 1x1 convolutions per branch.
+    stop_abnormality_gradient: the abnormality branch does not train the trunk.
+    dtype: of the computation.
+  """
+
+  arch: str = 'resnet18'
+  trunk: str = 'encoder_decoder'
+  extra_convs: int = 0
+  stop_abnormality_gradient: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    images: jax.Array,
+    taps: Sequence[jax.Array],
+    train: bool = False,
+  ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Returns the normality and the abnormality features of a batch.
+
+    Args:
+      images: (B, H, W, 3), normalised.
+      taps: the teacher's features of the same images; their shapes are the
+        outputs' shapes, their values are used by the `reverse` trunk only.
+      train: batch norm uses and updates the batch's statistics.
+
+    Returns:
+      (normality, abnormality), each a tuple of arrays shaped like `taps`.
+
+    Raises:
+      ValueError: unknown trunk.
+    """
+    sizes = [tap.shape[1:3] for tap in taps]
+    if self.trunk == 'encoder_decoder':
+      encoder = resnet.ResNet(self.arch, 4, self.dtype, name='encoder')
+      deepest = encoder(images, train)[-1]
+      decoder = Decoder(self.arch, dtype=self.dtype, name='decoder')
+      features = decoder(deepest, sizes, train)
+    elif self.trunk == 'reverse':
+      embedding = Bottleneck(self.arch, self.dtype, name='bottleneck')(
+        jax.lax.stop_gradient(taps), train
+      )
+      decoder = Decoder(
+        self.arch, dtype=self.dtype, first_stage=False, name='decoder'
+      )
+      features = decoder(embedding, sizes, train)
+    elif self.trunk == 'encoder':
+      encoder = resnet.ResNet(self.arch, len(taps), self.dtype, name='encoder')
+      features = encoder(images, train)
+    else:
+      raise ValueError(
+        f'unknown student.trunk {self.trunk!r}; choose one of {TRUNKS}'
+      )
+    normality, abnormality = [], []
+    for level, feature in enumerate(features):
+      split = Decouple(
+        self.extra_convs,
+        self.stop_abnormality_gradient,
+        self.dtype,
+        name=f'decouple{level + 1}',
+      )
+      normal, abnormal = split(feature, train)
+      normality.append(normal)
+      abnormality.append(abnormal)
+    return tuple(normality), tuple(abnormality)

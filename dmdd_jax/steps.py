@@ -1,0 +1,346 @@
+"""The pure steps of training and prediction, and how they are jitted.
+
+A batch is a dict of arrays (see docs/method.md): `image` (B, S, S, 3) is x_a,
+`normal` x_n, `mask` (B, S, S, 1). Shapes are global: over a mesh every mean is
+taken over all devices, batch-norm statistics too, by jit's partitioner.
+
+Synopsis:
+
+  step_fns = steps.make_train_steps(config, model, mesh)
+  state, metrics = step_fns['distill'](state, batch)
+  predict = steps.make_predict_step(config, model, mesh)
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dmdd_jax import losses, sharding, train_state
+from dmdd_jax.models import dmdd
+from dmdd_jax.models import student as student_lib
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def phase(config: ml_collections.ConfigDict, step: int) -> str:
+  """Which step function takes step number `step` (from 0)."""
+  if config.head.kind == 'none':
+    return 'distill'
+  if config.train.joint:
+    return 'joint'
+  return 'distill' if step < config.train.distill_steps else 'segment'
+
+
+def _split(features: Any, batch: int) -> tuple[Any, Any]:
+  """Undoes a concatenation of two batches, for each level."""
+  return (
+    tuple(f[:batch] for f in features),
+    tuple(f[batch:] for f in features),
+  )
+
+
+def distillation_loss(
+  config: ml_collections.ConfigDict,
+  normality: dmdd.Features,
+  abnormality: dmdd.Features,
+  taps_image: dmdd.Features,
+  taps_normal: dmdd.Features,
+  mask: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+  """NGM and AIM, weighted, of features of x_a and the teacher's of both."""
+  options = config.loss
+  if options.aim_target not in ('image', 'normal'):
+    raise ValueError(
+      f'config.loss.aim_target is {options.aim_target!r}; choose image or'
+      ' normal'
+    )
+  masks = [losses.resize_mask(mask, tap.shape[1:3]) for tap in taps_image]
+  total, metrics = jnp.float32(0.0), {}
+  if options.ngm_weight:
+    metrics['ngm'] = losses.ngm(
+      normality,
+      taps_normal,
+      masks if options.ngm_normal_only else None,
+      options.ngm_flat,
+    )
+    total += options.ngm_weight * metrics['ngm']
+  if options.aim_weight:
+    target = taps_image if options.aim_target == 'image' else taps_normal
+    metrics['aim'] = losses.aim(
+      abnormality, target, masks, options.aim, options.aim_margin
+    )
+    total += options.aim_weight * metrics['aim']
+  return total, metrics
+
+
+def _student_pass(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  variables: Mapping[str, Any],
+  batch: Batch,
+) -> tuple[jax.Array, Metrics, Any, Any]:
+  """Teacher once on x_n and x_a, student in training mode, distillation loss.
+
+  Returns:
+    The loss, its terms, the student's new statistics, and (normality,
+    abnormality, taps) of x_a for the head.
+  """
+  image, normal, mask = batch['image'], batch['normal'], batch['mask']
+  size = image.shape[0]
+  taps = model.apply(
+    variables, jnp.concatenate([normal, image]), method='teach'
+  )
+  taps_normal, taps_image = _split(taps, size)
+  inputs, seen, target = image, taps_image, taps_normal
+  if config.loss.on_normal:
+    inputs, seen = jnp.concatenate([normal, image]), taps
+    target = tuple(jnp.concatenate([t, t]) for t in taps_normal)
+    mask = jnp.concatenate([jnp.zeros_like(mask), mask])
+  (normality, abnormality), updated = model.apply(
+    variables, inputs, seen, True, method='study', mutable=['batch_stats']
+  )
+  loss, metrics = distillation_loss(
+    config, normality, abnormality, seen, target, mask
+  )
+  if config.loss.on_normal:
+    normality = _split(normality, size)[1]
+    abnormality = _split(abnormality, size)[1]
+  features = (normality, abnormality, taps_image)
+  return loss, metrics, updated['batch_stats']['student'], features
+
+
+def _head_pass(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  variables: Mapping[str, Any],
+  features: Any,
+  mask: jax.Array,
+) -> tuple[jax.Array, Any]:
+  """The head in training mode: its loss and its new statistics."""
+  output, updated = model.apply(
+    variables, *features, True, method='segment', mutable=['batch_stats']
+  )
+  target = losses.resize_mask(mask, output.logit.shape[1:3])
+  loss = losses.segmentation(
+    output.logit[..., None], target, config.loss.segmentation
+  )
+  return loss, updated['batch_stats']['head']
+
+
+def train_step(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  parts: tuple[str, ...],
+  state: train_state.TrainState,
+  batch: Batch,
+) -> tuple[train_state.TrainState, Metrics]:
+  """One update of `parts`: ('student',), ('head',) or both.
+
+  Nothing is computed for what is not trained: with ('student',) the head does
+  not run, with ('head',) the student runs without statistics or gradient and
+  x_n is not looked at.
+  """
+
+  def loss_fn(params: Mapping[str, Any]):
+    trained = state.replace(params={**state.params, **params})
+    variables = train_state.variables(trained)
+    total, metrics, stats = jnp.float32(0.0), {}, {}
+    if 'student' in parts:
+      total, metrics, stats['student'], features = _student_pass(
+        config, model, variables, batch
+      )
+    else:
+      taps = model.apply(variables, batch['image'], method='teach')
+      features = (
+        *model.apply(variables, batch['image'], taps, method='study'),
+        taps,
+      )
+    if 'head' in parts:
+      loss, stats['head'] = _head_pass(
+        config, model, variables, features, batch['mask']
+      )
+      metrics['segmentation'] = loss
+      total += loss
+    return total, (metrics, stats)
+
+  trained = {part: state.params[part] for part in parts}
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+  (loss, (metrics, stats)), grads = gradient(trained)
+  params, opt_state = dict(state.params), dict(state.opt_state)
+  for part in parts:
+    updates, opt_state[part] = optimizers[part].update(
+      grads[part], state.opt_state[part], state.params[part]
+    )
+    params[part] = optax.apply_updates(state.params[part], updates)
+  metrics = {'loss': loss, **metrics, 'gradient_norm': optax.global_norm(grads)}
+  state = state.replace(
+    step=state.step + 1,
+    params=params,
+    batch_stats={**state.batch_stats, **stats},
+    opt_state=opt_state,
+  )
+  return state, metrics
+
+
+def make_train_steps(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Callable[..., tuple[train_state.TrainState, Metrics]]]:
+  """The jitted step function of each phase; `state` is donated."""
+  optimizers = train_state.make_optimizers(config)
+  phases = {
+    'distill': ('student',),
+    'segment': ('head',),
+    'joint': ('student', 'head'),
+  }
+  replicated = sharding.replicated(mesh)
+
+  def jitted(parts: tuple[str, ...]):
+    def step(state, batch):
+      return train_step(config, model, optimizers, parts, state, batch)
+
+    return jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(replicated, sharding.batched(mesh)),
+      out_shardings=replicated,
+    )
+
+  return {name: jitted(parts) for name, parts in phases.items()}
+
+
+@struct.dataclass
+class Prediction:
+  """What is said of B images of side S, all float32.
+
+  Attributes:
+    map: (B, S, S) anomaly map, higher is more anomalous (see `Fusion`).
+    score: (B,) image score, the mean of the map's highest pixels.
+    maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
+    maps_mean_score: (B,) its image score.
+    logit: (B, S, S) the head's raw logit.
+  """
+
+  map: jax.Array
+  score: jax.Array
+  maps_mean: jax.Array
+  maps_mean_score: jax.Array
+  logit: jax.Array
+
+
+@struct.dataclass
+class Fusion:
+  """How logit and mean map become one map, in units of normal pixels.
+
+  map = head_weight * (logit - head_center) / head_scale
+        + maps_weight * (maps_mean - maps_center) / maps_scale
+
+  Centres and scales come from held-out normal images (see calibration.py):
+  the head, trained on synthetic anomalies, cannot silence the distances of a
+  defect it has never seen the like of. Without a head, `head_weight` is 0.
+  """
+
+  head_center: jax.typing.ArrayLike = 0.0
+  head_scale: jax.typing.ArrayLike = 1.0
+  maps_center: jax.typing.ArrayLike = 0.0
+  maps_scale: jax.typing.ArrayLike = 1.0
+  head_weight: jax.typing.ArrayLike = 1.0
+  maps_weight: jax.typing.ArrayLike = 0.0
+
+  def __call__(self, logit: jax.Array, maps_mean: jax.Array) -> jax.Array:
+    """Fuses two arrays of one shape, numpy's or jax's."""
+    head = (logit - self.head_center) / self.head_scale
+    maps = (maps_mean - self.maps_center) / self.maps_scale
+    return self.head_weight * head + self.maps_weight * maps
+
+
+def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
+  """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,)."""
+  flat = maps.reshape(maps.shape[0], -1)
+  top, _ = jax.lax.top_k(flat, min(top_pixels, flat.shape[1]))
+  return jnp.mean(top, axis=-1)
+
+
+def smooth(maps: jax.Array, sigma: float) -> jax.Array:
+  """Gaussian smoothing of maps (B, H, W), mirrored at the border.
+
+  Args:
+    maps: float32.
+    sigma: in pixels; 0 returns the maps as they are. The kernel ends at four
+      sigma.
+  """
+  if sigma < 0.0:
+    raise ValueError(f'config.eval.smoothing_sigma must be >= 0, is {sigma}')
+  if not sigma:
+    return maps
+  radius = min(int(4.0 * sigma + 0.5), min(maps.shape[1:]) - 1)
+  kernel = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / sigma))
+  kernel = kernel / jnp.sum(kernel)
+  edges = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+  x = jnp.pad(maps[..., None], edges, mode='symmetric')
+  for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)):
+    x = jax.lax.conv_general_dilated(
+      x,
+      kernel.reshape(shape),
+      (1, 1),
+      'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+  return x[..., 0]
+
+
+def predict_step(
+  model: dmdd.DMDD,
+  options: ml_collections.ConfigDict,
+  variables: Mapping[str, Any],
+  fusion: Fusion,
+  images: jax.Array,
+) -> Prediction:
+  """Maps and scores of images (B, S, S, 3), float32 in [0, 1] or uint8.
+
+  Args:
+    model: of the variables.
+    options: `config.eval`: `score_top_pixels` and `smoothing_sigma` are used.
+    variables: of all parts.
+    fusion: from the calibration.
+    images: RGB.
+  """
+  if images.dtype == jnp.uint8:
+    images = images.astype(jnp.float32) / 255.0
+  output = model.apply(variables, images)
+  pair = jnp.stack([output.logit, output.maps_mean], axis=-1)
+  pair = student_lib.resize_bilinear(pair, images.shape[1:3])
+  logit, maps_mean = pair[..., 0], pair[..., 1]
+  fused = smooth(fusion(logit, maps_mean), options.smoothing_sigma)
+  smooth_mean = smooth(maps_mean, options.smoothing_sigma)
+  return Prediction(
+    map=fused,
+    score=image_score(fused, options.score_top_pixels),
+    maps_mean=smooth_mean,
+    maps_mean_score=image_score(smooth_mean, options.score_top_pixels),
+    logit=logit,
+  )
+
+
+def make_predict_step(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  mesh: jax.sharding.Mesh,
+) -> Callable[..., Prediction]:
+  """The jitted (variables, fusion, images) -> `Prediction`, images sharded."""
+  replicated = sharding.replicated(mesh)
+  batched = sharding.batched(mesh)
+  return jax.jit(
+    functools.partial(predict_step, model, config.eval),
+    in_shardings=(replicated, replicated, batched),
+    out_shardings=batched,
+  )

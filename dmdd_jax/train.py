@@ -1,0 +1,451 @@
+"""Training of one category, or of several one after another.
+
+Synopsis:
+
+  state, summary = train.train_and_evaluate(config, 'runs/mvtec/screw')
+  table = train.run_categories(config, 'runs/mvtec')
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import time
+from typing import Any
+
+from absl import logging
+from clu import metric_writers, parameter_overview
+import jax
+import ml_collections
+import numpy as np
+
+from dmdd_jax import calibration as calibration_lib
+from dmdd_jax import (
+  checkpoint,
+  evaluate,
+  pretrained,
+  provenance,
+  sharding,
+  steps,
+  train_state,
+)
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import surfaces
+from dmdd_jax.metrics import ranking
+from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.models import dmdd
+
+# Synthetic pairs per held-out image for the validation score, and the least
+# number of pairs.
+_VALIDATION_REPEATS, _VALIDATION_MIN = 2, 16
+_PROCEDURAL_TEXTURES = 200
+
+
+class NonFiniteError(FloatingPointError):
+  """The loss or a gradient is not a number; the message names the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainData:
+  """What a training looks at; no test image is among it.
+
+  Attributes:
+    images: (N, S, S, 3) uint8, trained on.
+    held_out: (K, S, S, 3) uint8, for calibration and validation, K >= 0.
+    textures: (T, S, S, 3) uint8.
+    dataset: the listed records; `dataset.test` is not opened by training.
+  """
+
+  images: np.ndarray
+  held_out: np.ndarray
+  textures: np.ndarray
+  dataset: records_lib.Dataset
+
+
+def load_data(config: ml_collections.ConfigDict) -> TrainData:
+  """Lists, checks and decodes a category's training images and textures.
+
+  Raises:
+    MissingDataError, DatasetError, BadImageError: see `data.records`.
+  """
+  data = config.data
+  if not data.root:
+    raise records_lib.MissingDataError(
+      'no data: set --config.data.root to the folder that holds the categories'
+    )
+  dataset = records_lib.list_mvtec(data.root, data.category)
+  good = records_lib.validate(dataset.train, data.on_bad_image)
+  records_lib.validate(dataset.test, data.on_bad_image)
+  train, held_out = records_lib.split_holdout(
+    good, data.holdout_fraction, data.holdout_min, config.seed
+  )
+  size = data.image_size
+  if data.textures:
+    paths = records_lib.list_textures(data.textures)
+    textures = records_lib.load_textures(
+      paths, size, data.max_textures, config.seed
+    )
+    logging.info('%d textures from %s', len(textures), data.textures)
+  else:
+    logging.info(
+      'config.data.textures is not set: anomalies are filled with %d'
+      ' procedural textures',
+      _PROCEDURAL_TEXTURES,
+    )
+    textures = surfaces.procedural_textures(
+      _PROCEDURAL_TEXTURES, size, config.seed
+    )
+  images, _ = records_lib.load_arrays(train, size)
+  held, _ = records_lib.load_arrays(held_out, size)
+  logging.info(
+    '%s: %d images to train on, %d held out, %d to test',
+    data.category,
+    len(images),
+    len(held),
+    len(dataset.test),
+  )
+  return TrainData(images, held, textures, dataset)
+
+
+class Trainer:
+  """One category's training: its state, step functions and checkpoints."""
+
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    self.config, self.workdir = config, os.path.abspath(workdir)
+    self.mesh = sharding.make_mesh()
+    sharding.check_batch_size(
+      self.mesh, config.train.batch_size, 'train.batch_size'
+    )
+    self.model = dmdd.from_config(config)
+    self.data = load_data(config)
+    teacher, self.fingerprint = pretrained.load(
+      config.teacher.arch, config.teacher.weights, rng_seed=config.seed
+    )
+    self.directory = os.path.join(self.workdir, 'checkpoints')
+    self.manager = checkpoint.open_manager(
+      self.directory, config.train.keep_checkpoints
+    )
+    try:
+      state = train_state.create(
+        config, self.model, jax.random.key(config.seed), teacher
+      )
+      self.state = sharding.replicate(self.mesh, state)
+      self.meta: dict[str, Any] = {}
+      self._resume()
+      self._write_config()
+    except BaseException:
+      checkpoint.close(self.manager)
+      raise
+    self.step_functions = steps.make_train_steps(config, self.model, self.mesh)
+    self.predictor = evaluate.Predictor(config, self.mesh)
+    self.writer = metric_writers.create_default_writer(
+      self.workdir, just_logging=jax.process_index() > 0, asynchronous=False
+    )
+    self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+
+  def _resume(self) -> None:
+    """Goes on from the newest checkpoint, if there is one of this config."""
+    if checkpoint.latest_step(self.manager) is None:
+      return
+    self.meta = checkpoint.read_meta(self.manager)
+    checkpoint.check_config(self.directory, self.meta['config'], self.config)
+    if self.meta['teacher_fingerprint'] != self.fingerprint:
+      raise checkpoint.CheckpointError(
+        f'the checkpoints in {self.directory} were trained with another'
+        f' teacher, {self.meta["teacher_fingerprint"]}; config.teacher.weights'
+        f' = {self.config.teacher.weights!r} is {self.fingerprint}'
+      )
+    self.state = checkpoint.restore(self.manager, self.state)
+
+  def _write_config(self) -> None:
+    path = os.path.join(self.workdir, 'config.json')
+    results_lib.write_json(path, self.config.to_dict())
+
+  def batches(self, first_step: int):
+    """Training batches, as host arrays, from `first_step` on."""
+    from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
+
+    config = self.config
+    return pipeline.train_dataset(
+      self.data.images,
+      self.data.textures,
+      pipeline.options(config),
+      seed=config.seed,
+      batch_size=config.train.batch_size,
+      total_steps=config.train.total_steps,
+      first_step=first_step,
+      shard=(jax.process_index(), jax.process_count()),
+    ).as_numpy_iterator()
+
+  def run(self) -> None:
+    """Takes the steps that are left, saving on the way and at the end."""
+    train = self.config.train
+    first = int(self.state.step)
+    if first >= train.total_steps:
+      return
+    logging.info(
+      'parameters of the student and head\n%s',
+      parameter_overview.get_parameter_overview(self.state.params),
+    )
+    clock = Clock(first, train.total_steps)
+    for step, batch in enumerate(self.batches(first), first):
+      phase = steps.phase(self.config, step)
+      batch = {k: batch[k] for k in ('image', 'normal', 'mask')}
+      batch = sharding.to_global(self.mesh, batch)
+      self.state, metrics = self.step_functions[phase](self.state, batch)
+      self._pending.append((step, metrics))
+      done = step + 1
+      last = done == train.total_steps
+      if done % train.log_every == 0 or step == first or last:
+        self._log(phase, done, clock)
+      if done % train.checkpoint_every == 0 or last:
+        self._save(done)
+
+  def _log(self, phase: str, done: int, clock: 'Clock') -> None:
+    """Writes the pending steps' mean metrics; stops where one is not finite.
+
+    Raises:
+      NonFiniteError: naming the first such step.
+    """
+    pending, self._pending = jax.device_get(self._pending), []
+    for step, metrics in pending:
+      for name, value in metrics.items():
+        if not np.isfinite(value):
+          kept = checkpoint.latest_step(self.manager)
+          raise NonFiniteError(
+            f'{name} is {value} at step {step} ({phase}). The last checkpoint,'
+            f' of step {kept}, is kept in {self.directory}. Lower'
+            f' config.train.student.learning_rate or .head.learning_rate, or'
+            ' set their clip_norm.'
+          )
+    names = pending[-1][1]
+    means = {
+      name: float(np.mean([m[name] for _, m in pending if name in m]))
+      for name in names
+    }
+    rate, line = clock.tick(done)
+    figures = ', '.join(f'{name} {value:.4g}' for name, value in means.items())
+    logging.info('%s: %s, %s', line, phase, figures)
+    self.writer.write_scalars(
+      done,
+      {f'train/{k}': v for k, v in means.items()} | {'steps_per_s': rate},
+    )
+
+  def _save(self, done: int) -> None:
+    """Calibrates, validates and saves; nothing not finite gets here."""
+    if self._pending:
+      self._log(steps.phase(self.config, done - 1), done, Clock(done, done))
+    calibration = evaluate.calibrate(
+      self.predictor, self.state, self.data.held_out
+    )
+    validation = self.validate(calibration)
+    if validation:
+      self.writer.write_scalars(
+        done, {f'validation/{k}': v for k, v in validation.items()}
+      )
+      logging.info('validation at step %d: %s', done, validation)
+    self.meta = {
+      'config': json.loads(json.dumps(self.config.to_dict())),
+      'teacher_fingerprint': self.fingerprint,
+      'calibration': calibration.to_dict(),
+      'validation': validation,
+      'versions': provenance.versions(),
+    }
+    checkpoint.save(self.manager, done, self.state, self.meta)
+
+  def validate(
+    self, calibration: calibration_lib.Calibration
+  ) -> dict[str, float]:
+    """Pixel AUROC and AP on held-out normals with synthetic anomalies.
+
+    The pairs are the same at every call of a run. It is watched, never chosen
+    by: training always ends at its last step.
+    """
+    if not len(self.data.held_out):
+      return {}
+    if not hasattr(self, '_validation'):
+      from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
+
+      self._validation = pipeline.validation_pairs(
+        self.data.held_out,
+        self.data.textures,
+        pipeline.options(self.config),
+        seed=self.config.seed + 1,
+        count=max(
+          _VALIDATION_MIN, _VALIDATION_REPEATS * len(self.data.held_out)
+        ),
+      )
+    images, masks = self._validation
+    found = evaluate.predict_images(
+      self.predictor, self.state, calibration.fusion, images
+    )
+    scores = {}
+    for prefix, maps in (('', found.map), ('maps_mean_', found.maps_mean)):
+      auroc, ap, *_ = ranking.ranking(np.ravel(maps), np.ravel(masks))
+      scores[f'{prefix}pixel_auroc'] = round(float(auroc), 5)
+      scores[f'{prefix}pixel_ap'] = round(float(ap), 5)
+    return scores
+
+  def evaluate(self, seconds: float) -> dict[str, Any]:
+    """Evaluates the state on the test images and writes `results.json`."""
+    records = records_lib.validate(
+      self.data.dataset.test, self.config.data.on_bad_image
+    )
+    metrics = evaluate.evaluate(
+      self.predictor,
+      self.state,
+      calibration_lib.from_dict(self.meta['calibration']),
+      records,
+      os.path.join(self.workdir, 'pictures'),
+    )
+    metrics['validation'] = self.meta['validation']
+    metrics |= provenance.describe(
+      self.config, self.meta, step=int(self.state.step), seconds=seconds
+    )
+    evaluate.write_results(self.workdir, metrics)
+    return metrics
+
+  def close(self) -> None:
+    """Waits for the checkpoint being saved and ends all threads."""
+    self.writer.close()
+    checkpoint.close(self.manager)
+
+
+class Clock:
+  """Step rate and time left, for the progress line."""
+
+  def __init__(self, step: int, total: int, now=time.monotonic):
+    self._now, self._step, self._total = now, step, total
+    self._time = now()
+
+  def tick(self, step: int) -> tuple[float, str]:
+    """Steps per second since the last call, and a line that says so."""
+    now = self._now()
+    rate = (step - self._step) / max(now - self._time, 1e-9)
+    self._step, self._time = step, now
+    left = int((self._total - step) / rate) if rate else 0
+    hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
+    return rate, (
+      f'step {step}/{self._total}, {rate:.2f} steps/s,'
+      f' {hours}:{minutes:02d}:{seconds:02d} left'
+    )
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str
+) -> tuple[train_state.TrainState, dict[str, Any]]:
+  """Trains one category, from its newest checkpoint on, and evaluates it.
+
+  Args:
+    config: with one name in `data.category`.
+    workdir: the category's folder; gets config.json, checkpoints/,
+      results.json, pictures/ and TensorBoard's event files.
+
+  Returns:
+    The final state, and what stands in results.json.
+
+  Raises:
+    ValueError, FileNotFoundError, NonFiniteError: see the modules.
+  """
+  started = time.time()
+  _make_workdir(workdir)
+  trainer = Trainer(config, workdir)
+  try:
+    trainer.run()
+    summary = trainer.evaluate(time.time() - started)
+  finally:
+    trainer.close()
+  return trainer.state, summary
+
+
+def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The names in `data.category`, which may be a comma list."""
+  names = tuple(n.strip() for n in config.data.category.split(',') if n.strip())
+  if not names:
+    raise ValueError(
+      'no category: set --config.data.category to one, or to a comma list'
+    )
+  return names
+
+
+def for_category(
+  config: ml_collections.ConfigDict, category: str
+) -> ml_collections.ConfigDict:
+  """The config of one category: its row of `config.per_category` applied."""
+  single = ml_collections.ConfigDict(config.to_dict())
+  single.data.category = category
+  changes = single.per_category.get(category, {})
+  del single.per_category
+  single.update(changes)
+  return single
+
+
+def run_categories(config: ml_collections.ConfigDict, workdir: str) -> str:
+  """Trains and evaluates every category; a finished one is not run again.
+
+  Writes results.json, results.csv and results.md over all of them, after each.
+
+  Returns:
+    The table over the categories, as text.
+  """
+  _make_workdir(workdir)
+  _generate(config)
+  rows, table = {}, ''
+  for category in categories(config):
+    single = for_category(config, category)
+    directory = os.path.join(workdir, category)
+    finished = read_finished(single, directory)
+    if finished is not None:
+      logging.info('%s is finished (%s): skipped', category, directory)
+      rows[category] = finished
+    else:
+      _, rows[category] = train_and_evaluate(single, directory)
+    table = results_lib.write_tables(rows, workdir)
+  return table
+
+
+def _generate(config: ml_collections.ConfigDict) -> None:
+  """Writes the data set that `data.generate` names, unless it is there."""
+  if config.data.generate == 'surface':
+    surfaces.write_surfaces(
+      config.data.root, size=config.data.image_size, seed=0
+    )
+  elif config.data.generate:
+    raise ValueError(
+      f'config.data.generate is {config.data.generate!r}; choose surface or'
+      " '' (nothing)"
+    )
+
+
+def read_finished(
+  config: ml_collections.ConfigDict, directory: str
+) -> Mapping[str, Any] | None:
+  """The results of a finished run of this config, or None.
+
+  Raises:
+    CheckpointError: there are results, but of another config.
+  """
+  path = os.path.join(directory, 'results.json')
+  if not os.path.exists(path):
+    return None
+  with open(path) as file:
+    results = json.load(file)
+  checkpoint.check_config(directory, results['config'], config)
+  if results['step'] < config.train.total_steps:
+    return None
+  return results
+
+
+def _make_workdir(workdir: str) -> None:
+  """Creates a folder and proves that it can be written."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    probe = os.path.join(workdir, f'.write-test-{os.getpid()}')
+    with open(probe, 'w'):
+      pass
+    os.remove(probe)
+  except OSError as error:
+    raise ValueError(
+      f'cannot write to the workdir {workdir}: {error.strerror}. Choose'
+      ' another --workdir.'
+    ) from error

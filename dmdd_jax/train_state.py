@@ -1,0 +1,151 @@
+"""The training state: what changes, what is frozen, and the optimisers.
+
+Synopsis:
+
+  optimizers = train_state.make_optimizers(config)
+  state = train_state.create(config, model, teacher_variables, rng)
+  variables = train_state.variables(state)  # for model.apply
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dmdd_jax.models import dmdd
+
+OPTIMIZERS = ('adam', 'sgd')
+SCHEDULES = ('cosine', 'constant')
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a checkpoint holds of a training.
+
+  Attributes:
+    step: steps taken, int32 scalar.
+    params: trained parameters under 'student' and 'head'.
+    batch_stats: their batch-norm statistics.
+    opt_state: one optimiser state per part.
+    teacher: the frozen teacher's 'params' and 'batch_stats'.
+  """
+
+  step: jax.Array
+  params: Mapping[str, Any]
+  batch_stats: Mapping[str, Any]
+  opt_state: Mapping[str, Any]
+  teacher: Mapping[str, Any]
+
+
+def make_optimizer(
+  options: ml_collections.ConfigDict, steps: int, field: str
+) -> optax.GradientTransformation:
+  """Builds one part's optimiser for so many updates.
+
+  Args:
+    options: `config.train.student` or `config.train.head`.
+    steps: updates the part will see; its schedule ends there.
+    field: where `options` stand, for messages.
+
+  Raises:
+    ValueError: unknown kind or schedule, naming the field.
+  """
+  if options.kind not in OPTIMIZERS:
+    raise ValueError(
+      f'config.{field}.kind is {options.kind!r}; choose one of {OPTIMIZERS}'
+    )
+  if options.schedule not in SCHEDULES:
+    raise ValueError(
+      f'config.{field}.schedule is {options.schedule!r}; choose one of'
+      f' {SCHEDULES}'
+    )
+  steps = max(steps, 1)
+  warmup = int(options.warmup_fraction * steps)
+  peak = options.learning_rate
+  if options.schedule == 'cosine':
+    main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+  else:
+    main = optax.constant_schedule(peak)
+  ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
+  rate = optax.join_schedules([ramp, main], [warmup])
+  if options.kind == 'sgd':
+    update = optax.sgd(rate, momentum=options.b1)
+    if options.weight_decay:
+      decay = optax.add_decayed_weights(options.weight_decay)
+      update = optax.chain(decay, update)
+  else:
+    update = optax.adamw(
+      rate, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay
+    )
+  if options.clip_norm > 0.0:
+    clip = optax.clip_by_global_norm(options.clip_norm)
+    update = optax.chain(clip, update)
+  return update
+
+
+def make_optimizers(
+  config: ml_collections.ConfigDict,
+) -> dict[str, optax.GradientTransformation]:
+  """The optimisers of the student and, where there is one, of the head."""
+  train = config.train
+  if not 0 <= train.distill_steps <= train.total_steps:
+    raise ValueError(
+      'config.train.distill_steps must be in [0, train.total_steps ='
+      f' {train.total_steps}], is {train.distill_steps}'
+    )
+  student_steps, head_steps = (
+    train.distill_steps,
+    (train.total_steps - train.distill_steps),
+  )
+  if train.joint:
+    student_steps = head_steps = train.total_steps
+  optimizers = {
+    'student': make_optimizer(train.student, student_steps, 'train.student')
+  }
+  if config.head.kind != 'none':
+    optimizers['head'] = make_optimizer(train.head, head_steps, 'train.head')
+  return optimizers
+
+
+def create(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  rng: jax.Array,
+  teacher: Mapping[str, Any] | None = None,
+) -> TrainState:
+  """Initialises student and head; the teacher is taken as it is.
+
+  Args:
+    config: of the model and its optimisers.
+    model: from the same config.
+    rng: a key.
+    teacher: 'params' and 'batch_stats' of the teacher; None leaves it at its
+      random initialisation (for shapes, and for tests).
+  """
+  initial = dmdd.init(model, rng, config.data.image_size)
+  optimizers = make_optimizers(config)
+  if teacher is None:
+    teacher = {key: initial[key]['teacher'] for key in initial}
+  params = {part: initial['params'][part] for part in optimizers}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats={p: initial['batch_stats'][p] for p in optimizers},
+    opt_state={p: optimizers[p].init(params[p]) for p in optimizers},
+    teacher=jax.tree.map(jnp.asarray, dict(teacher)),
+  )
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+  """The variables that `DMDD.apply` takes."""
+  return {
+    'params': {**state.params, 'teacher': state.teacher['params']},
+    'batch_stats': {
+      **state.batch_stats,
+      'teacher': state.teacher['batch_stats'],
+    },
+  }

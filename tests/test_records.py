@@ -1,0 +1,649 @@
+"""Listing, checking and reading image folders, right ones and broken ones."""
+
+import os
+
+from absl import logging
+import numpy as np
+from PIL import Image
+import pytest
+
+from dmdd_jax.data import records
+
+DATA = os.environ.get('DMDD_TEST_DATA')
+needs_data = pytest.mark.skipif(
+  not DATA, reason='DMDD_TEST_DATA, the folder of real images, is not set'
+)
+
+
+def _picture(height=12, width=16, channels=3, seed=0):
+  shape = (height, width, channels) if channels else (height, width)
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def _save(path, array, **kwargs):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(array).save(path, **kwargs)
+  return path
+
+
+def _mask(height=12, width=16):
+  mask = np.zeros((height, width), np.uint8)
+  mask[2:5, 3:8] = 255
+  return mask
+
+
+@pytest.fixture
+def root(tmp_path):
+  """A category 'nut' of 4 train, 2 test good, 2 scratch and 1 dent images."""
+  nut = tmp_path / 'data' / 'nut'
+  for i in range(4):
+    _save(nut / f'train/good/{i:03d}.png', _picture(seed=i))
+  for i in range(2):
+    _save(nut / f'test/good/{i:03d}.png', _picture(seed=10 + i))
+    _save(nut / f'test/scratch/{i:03d}.png', _picture(seed=20 + i))
+    _save(nut / f'ground_truth/scratch/{i:03d}_mask.png', _mask())
+  _save(nut / 'test/dent/000.PNG', _picture(seed=30))
+  _save(nut / 'ground_truth/dent/000.bmp', _mask())  # The other legal name.
+  return tmp_path / 'data'
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  """The warnings logged, as texts."""
+  texts = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *args: texts.append(text % args)
+  )
+  return texts
+
+
+def _names(items):
+  return [(r.defect, os.path.basename(r.image)) for r in items]
+
+
+# Listing.
+
+
+def test_lists_a_category(root, warnings):
+  dataset = records.list_mvtec(root, 'nut')
+  assert dataset.category == 'nut'
+  assert _names(dataset.train) == [('good', f'{i:03d}.png') for i in range(4)]
+  assert _names(dataset.test) == [
+    ('dent', '000.PNG'),
+    ('good', '000.png'),
+    ('good', '001.png'),
+    ('scratch', '000.png'),
+    ('scratch', '001.png'),
+  ]
+  assert [r.label for r in dataset.test] == [1, 0, 0, 1, 1]
+  truth = os.path.join(str(root), 'nut', 'ground_truth')
+  assert [r.mask for r in dataset.test] == [
+    os.path.join(truth, 'dent', '000.bmp'),
+    None,
+    None,
+    os.path.join(truth, 'scratch', '000_mask.png'),
+    os.path.join(truth, 'scratch', '001_mask.png'),
+  ]
+  assert not warnings
+
+
+def test_paths_are_absolute(root, monkeypatch):
+  monkeypatch.chdir(root.parent)
+  for record in records.list_mvtec('data', 'nut').test:
+    assert os.path.isabs(record.image)
+    assert record.mask is None or os.path.isabs(record.mask)
+
+
+def test_ignores_hidden_and_other_files(root):
+  expected = records.list_mvtec(root, 'nut')
+  good = root / 'nut/train/good'
+  (good / '.DS_Store').write_bytes(b'x')
+  (good / '._000.png').write_bytes(b'x')
+  (good / 'Thumbs.db').write_bytes(b'x')
+  (good / 'folder.png').mkdir()
+  (root / 'nut/test/.cache').mkdir()
+  (root / 'nut/test/readme.txt').write_text('x')
+  assert records.list_mvtec(root, 'nut') == expected
+
+
+def test_the_mask_suffix_goes_before_the_plain_name(root):
+  _save(root / 'nut/ground_truth/dent/000_mask.png', _mask())
+  dent = records.list_mvtec(root, 'nut').test[0]
+  assert dent.mask.endswith('000_mask.png')
+
+
+@pytest.mark.parametrize('suffix', records.SUFFIXES)
+def test_every_suffix_is_listed_and_read(root, suffix):
+  path = root / f'nut/train/good/zz{suffix.upper()}'
+  Image.fromarray(np.full((12, 16, 3), 77, np.uint8)).save(path)
+  record = records.list_mvtec(root, 'nut').train[-1]
+  assert record.image == str(path)
+  image = records.read_image(record.image, None)
+  np.testing.assert_allclose(image, 77, atol=2)
+
+
+def test_names_with_spaces_and_unicode(tmp_path):
+  category = tmp_path / 'mes données' / 'vis à tête 螺丝'
+  _save(category / 'train/good/image n° 1.png', _picture())
+  _save(category / 'test/défaut grave/été 1.png', _picture())
+  _save(category / 'ground_truth/défaut grave/été 1_mask.png', _mask())
+  dataset = records.list_mvtec(category.parent, category.name)
+  assert dataset.test[0].defect == 'défaut grave'
+  kept = records.validate(dataset.train + dataset.test)
+  assert len(kept) == 2
+  images, masks = records.load_arrays(kept, 16)
+  assert images.any() and masks[1].any()
+
+
+def test_links_to_files_and_folders(root, tmp_path):
+  linked = tmp_path / 'linked'
+  (linked / 'nut' / 'train').mkdir(parents=True)
+  (linked / 'nut/train/good').symlink_to(root / 'nut/train/good')
+  (linked / 'nut/test/good').mkdir(parents=True)
+  (linked / 'nut/test/good/a.png').symlink_to(root / 'nut/test/good/000.png')
+  dataset = records.list_mvtec(linked, 'nut')
+  assert len(dataset.train) == 4
+  assert len(records.validate(dataset.train + dataset.test)) == 5
+
+
+def test_a_link_to_nothing_is_a_bad_image(root):
+  link = root / 'nut/train/good/999.png'
+  link.symlink_to(root / 'gone.png')
+  train = records.list_mvtec(root, 'nut').train
+  assert len(train) == 5
+  with pytest.raises(records.BadImageError, match='999.png: no such file'):
+    records.validate(train)
+
+
+def test_root_missing(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    records.list_mvtec(tmp_path / 'nowhere', 'nut')
+  text = str(error.value)
+  assert str(tmp_path / 'nowhere') in text
+  assert 'found nothing' in text and '--config.data.root' in text
+
+
+def test_root_is_a_file(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(records.MissingDataError, match='found a file'):
+    records.list_mvtec(tmp_path / 'file', 'nut')
+
+
+def test_category_missing_names_those_there(root):
+  _save(root / 'bolt/train/good/0.png', _picture())
+  (root / 'notes').mkdir()
+  with pytest.raises(FileNotFoundError) as error:
+    records.list_mvtec(root, 'nuts')
+  assert "'nuts'" in str(error.value)
+  assert 'The categories there are: bolt, nut.' in str(error.value)
+  assert records.list_categories(root) == ('bolt', 'nut')
+
+
+def test_category_missing_among_none(tmp_path):
+  (tmp_path / 'images').mkdir()
+  with pytest.raises(records.MissingDataError, match='folders found: images'):
+    records.list_mvtec(tmp_path, 'nut')
+
+
+@pytest.mark.parametrize('category', ['nut', ''])
+def test_root_one_folder_too_deep(root, category):
+  with pytest.raises(records.MissingDataError) as error:
+    records.list_mvtec(root / 'nut', category)
+  assert f'set --config.data.root to {root} and' in str(error.value)
+
+
+def test_train_good_missing(root):
+  (root / 'nut/train/good').rename(root / 'nut/train/ok')
+  with pytest.raises(FileNotFoundError, match='no folder train/good') as error:
+    records.list_mvtec(root, 'nut')
+  assert 'folders found: ok' in str(error.value)
+  assert str(root / 'nut') in str(error.value)
+
+
+def test_train_good_empty(root):
+  for path in (root / 'nut/train/good').iterdir():
+    path.unlink()
+  with pytest.raises(ValueError, match='no image in train/good .it is empty'):
+    records.list_mvtec(root, 'nut')
+  (root / 'nut/train/good/a.gif').write_bytes(b'x')
+  with pytest.raises(ValueError, match='train/good .a.gif.'):
+    records.list_mvtec(root, 'nut')
+
+
+def test_defect_image_without_mask(root):
+  (root / 'nut/ground_truth/scratch/001_mask.png').unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    records.list_mvtec(root, 'nut')
+  text = str(error.value)
+  assert str(root / 'nut/test/scratch/001.png') in text
+  assert str(root / 'nut/ground_truth/scratch/001_mask.png') in text
+  assert str(root / 'nut/ground_truth/scratch/001.png') in text
+
+
+def test_all_defect_images_without_masks_are_counted(root):
+  (root / 'nut/ground_truth').rename(root / 'nut/truth')
+  with pytest.raises(FileNotFoundError, match='holds for 2 more: scratch/000'):
+    records.list_mvtec(root, 'nut')
+
+
+def test_masks_without_images_are_warned_of(root, warnings):
+  _save(root / 'nut/ground_truth/scratch/777_mask.png', _mask())
+  _save(root / 'nut/ground_truth/bent/000_mask.png', _mask())
+  assert len(records.list_mvtec(root, 'nut').test) == 5
+  (text,) = warnings
+  assert 'bent/000_mask.png, scratch/777_mask.png' in text and ': 2:' in text
+
+
+def test_a_test_split_without_defects_is_legal(root, warnings):
+  for name in ('scratch', 'dent'):
+    (root / 'nut/test' / name).rename(root / f'{name}-away')
+    (root / 'nut/ground_truth' / name).rename(root / f'{name}-masks')
+  dataset = records.list_mvtec(root, 'nut')
+  assert [r.label for r in dataset.test] == [0, 0]
+  assert 'only good images' in warnings[0] and 'NaN' in warnings[0]
+
+
+def test_no_test_split_is_legal(root, warnings):
+  (root / 'nut/test').rename(root / 'test-away')
+  (root / 'nut/ground_truth').rename(root / 'truth-away')
+  assert records.list_mvtec(root, 'nut').test == ()
+  assert 'nothing to evaluate' in warnings[0]
+
+
+# Checking.
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:-60])
+
+
+def _text(path):
+  path.write_text('this is not an image')
+
+
+def _empty(path):
+  path.write_bytes(b'')
+
+
+def _flip(path):
+  """Damages the compressed pixels and leaves header and length as they are."""
+  content = bytearray(path.read_bytes())
+  start = content.index(b'IDAT') + 20
+  content[start : start + 40] = bytes(255 - b for b in content[start:][:40])
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [_truncate, _text, _empty, _flip])
+@pytest.mark.parametrize(
+  'name', ['test/scratch/001.png', 'ground_truth/scratch/001_mask.png']
+)
+def test_broken_files(root, warnings, damage, name):
+  path = root / 'nut' / name
+  _save(path, _picture(12, 16, 0))  # Noise: too long to lose only its end mark.
+  damage(path)
+  test = records.list_mvtec(root, 'nut').test
+  with pytest.raises(ValueError) as error:
+    records.validate(test)
+  assert isinstance(error.value, records.BadImageError)
+  assert str(error.value).startswith(f'{path}: ')
+  assert '--config.data.on_bad_image=skip' in str(error.value)
+  assert not warnings
+  assert records.validate(test, 'skip') == test[:-1]
+  assert str(path) in warnings[0]
+  assert warnings[1] == 'Skipped 1 of 5 images.'
+
+
+def test_truncated_jpeg(tmp_path):
+  path = _save(tmp_path / 'a.jpg', _picture(64, 64))
+  path.write_bytes(path.read_bytes()[:-500])
+  with pytest.raises(records.BadImageError, match='truncated'):
+    records.read_image(path, 32)
+
+
+def test_all_bad_files_are_named(root):
+  for i in (1, 3):
+    _text(root / f'nut/train/good/{i:03d}.png')
+  train = records.list_mvtec(root, 'nut').train
+  with pytest.raises(records.BadImageError) as error:
+    records.validate(train)
+  assert str(error.value).startswith(train[1].image)
+  assert f'And 1 more: {train[3].image}' in str(error.value)
+
+
+def test_mask_of_another_size(root, warnings):
+  path = _save(root / 'nut/ground_truth/dent/000.bmp', _mask(16, 12))
+  test = records.list_mvtec(root, 'nut').test
+  with pytest.raises(records.BadImageError) as error:
+    records.validate(test)
+  assert str(path) in str(error.value) and test[0].image in str(error.value)
+  assert 'mask is 12x16' in str(error.value) and 'is 16x12' in str(error.value)
+  assert records.validate(test, 'skip') == test[1:]
+  assert len(warnings) == 2
+
+
+def test_empty_mask_of_a_defect_is_kept(root, warnings):
+  _save(root / 'nut/ground_truth/dent/000.bmp', 0 * _mask())
+  test = records.list_mvtec(root, 'nut').test
+  assert records.validate(test) == test
+  assert 'all zero' in warnings[0]
+
+
+def test_nothing_left_is_an_error_under_skip(root):
+  for path in (root / 'nut/train/good').iterdir():
+    _text(path)
+  train = records.list_mvtec(root, 'nut').train
+  with pytest.raises(records.BadImageError, match='All 4 images'):
+    records.validate(train, 'skip')
+
+
+def test_validate_keeps_good_records_and_their_order(root):
+  test = records.list_mvtec(root, 'nut').test[::-1]
+  for threads in (0, 1, 7):
+    assert records.validate(iter(test), 'skip', threads) == test
+  assert records.validate(()) == ()
+
+
+def test_unknown_on_bad():
+  with pytest.raises(ValueError, match="'ignore', expected 'error' or 'skip'"):
+    records.validate((), 'ignore')
+
+
+# Reading.
+
+
+def test_same_size_is_read_unchanged(tmp_path):
+  array = _picture(16, 16)
+  path = _save(tmp_path / 'a.png', array)
+  image = records.read_image(path, 16)
+  assert image.dtype == np.uint8
+  np.testing.assert_array_equal(image, array)
+  np.testing.assert_array_equal(records.read_image(path, None), array)
+
+
+def test_resizing_averages(tmp_path):
+  """A fine checkerboard becomes grey; sampling would leave black and white."""
+  board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+  path = _save(tmp_path / 'a.png', board.astype(np.uint8))
+  image = records.read_image(path, 16)
+  assert image.shape == (16, 16, 3)
+  np.testing.assert_allclose(image[1:-1, 1:-1], 127.5, atol=4)
+
+
+@pytest.mark.parametrize(
+  ('orientation', 'turn'),
+  [
+    (1, lambda a: a),
+    (3, lambda a: a[::-1, ::-1]),
+    (6, lambda a: np.rot90(a, -1)),
+    (8, np.rot90),
+    (5, lambda a: a.swapaxes(0, 1)),
+  ],
+)
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_exif_orientation(tmp_path, orientation, turn, suffix):
+  array = _picture(6, 10)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = _save(tmp_path / f'a.{suffix}', array, exif=exif)
+  np.testing.assert_array_equal(records.read_image(path, None), turn(array))
+  mask = records.read_mask(path, None)
+  np.testing.assert_array_equal(
+    mask[..., 0], turn(array).max(axis=-1).clip(max=1)
+  )
+
+
+def test_a_turned_photo_fits_its_upright_mask(root):
+  """Its pixels are stored 12 high, 16 wide, but shown 16 high, 12 wide."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  _save(root / 'nut/test/dent/000.PNG', _picture(12, 16), exif=exif)
+  _save(root / 'nut/ground_truth/dent/000.bmp', _mask(16, 12))
+  test = records.list_mvtec(root, 'nut').test
+  assert records.validate(test) == test
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_16_bit_grey_is_scaled_from_its_full_range(tmp_path, suffix):
+  values = np.array([[0, 1, 257, 32768], [255 * 128, 65278, 65534, 65535]])
+  path = _save(tmp_path / f'a.{suffix}', values.astype(np.uint16))
+  image = records.read_image(path, None)
+  expected = np.rint(values / 65535 * 255)
+  np.testing.assert_array_equal(image, np.stack([expected] * 3, axis=-1))
+  # As a mask even the faintest grey counts.
+  mask = records.read_mask(path, None)
+  np.testing.assert_array_equal(mask[..., 0], values > 0)
+
+
+def test_32_bit_floats_are_refused(tmp_path):
+  path = _save(tmp_path / 'a.tif', np.full((4, 4), 0.5, np.float32))
+  with pytest.raises(records.BadImageError, match='expected 8 or 16 bits'):
+    records.read_image(path, 4)
+  with pytest.raises(records.BadImageError):
+    records.validate([records.Record(str(path), None, 0, 'good')])
+
+
+def test_grey_and_bilevel(tmp_path):
+  grey = _picture(5, 7, 0)
+  path = _save(tmp_path / 'grey.png', grey)
+  np.testing.assert_array_equal(
+    records.read_image(path, None), np.stack([grey] * 3, axis=-1)
+  )
+  path = _save(tmp_path / 'bits.png', grey > 127)
+  np.testing.assert_array_equal(
+    records.read_image(path, None)[..., 0], (grey > 127) * 255
+  )
+
+
+def test_palette(tmp_path):
+  colours = np.array([[0, 0, 0], [200, 10, 30], [0, 0, 90]], np.uint8)
+  indices = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+  image = Image.fromarray(indices)
+  image.putpalette(colours.tobytes())
+  assert image.mode == 'P'
+  image.save(tmp_path / 'a.png')
+  read = records.read_image(tmp_path / 'a.png', None)
+  np.testing.assert_array_equal(read, colours[indices])
+  mask = records.read_mask(tmp_path / 'a.png', None)
+  np.testing.assert_array_equal(mask[..., 0], indices > 0)
+
+
+def test_transparent_pixels_are_black(tmp_path):
+  rgba = np.full((1, 3, 4), 200, np.uint8)
+  rgba[0, :, 3] = (0, 128, 255)
+  path = _save(tmp_path / 'a.png', rgba)
+  read = records.read_image(path, None)
+  np.testing.assert_array_equal(read[0, :, 0], (0, 100, 200))
+  mask = records.read_mask(path, None)
+  np.testing.assert_array_equal(mask[0, :, 0], (0, 1, 1))
+  grey = Image.fromarray(np.full((1, 1), 80, np.uint8))
+  grey.putalpha(0)
+  grey.save(tmp_path / 'la.png')
+  assert not records.read_image(tmp_path / 'la.png', None).any()
+
+
+def test_cmyk(tmp_path):
+  white = Image.new('CMYK', (4, 4), (0, 0, 0, 0))
+  white.save(tmp_path / 'a.jpg')
+  assert records.read_image(tmp_path / 'a.jpg', 4).min() >= 254
+
+
+def test_mask_values_and_sizes(tmp_path):
+  array = np.zeros((8, 8), np.uint8)
+  array[0:4, 0:4] = 1
+  array[4:8, 4:8] = 255
+  path = _save(tmp_path / 'a.png', array)
+  expected = np.array([[1, 0], [0, 1]], np.uint8)
+  for size in (None, 2, 4, 8, 16):
+    mask = records.read_mask(path, size)
+    side = size or 8
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(
+      mask[..., 0], np.kron(expected, np.ones((side // 2, side // 2)))
+    )
+
+
+def test_jpeg_mask_has_no_rim_of_noise(tmp_path):
+  array = np.zeros((64, 64), np.uint8)
+  array[20:41, 13:37] = 255
+  path = _save(tmp_path / 'a.jpg', array, quality=70)
+  assert np.asarray(Image.open(path))[array == 0].any()  # The noise.
+  mask = records.read_mask(path, None)
+  np.testing.assert_array_equal(mask[..., 0], array > 0)
+
+
+@pytest.mark.parametrize('read', [records.read_image, records.read_mask])
+def test_reading_names_the_file(tmp_path, read):
+  with pytest.raises(records.BadImageError, match='no such file'):
+    read(tmp_path / 'gone.png', 8)
+  (tmp_path / 'text.png').write_text('hello')
+  with pytest.raises(records.BadImageError) as error:
+    read(tmp_path / 'text.png', 8)
+  assert str(tmp_path / 'text.png') in str(error.value)
+  assert '5 bytes' in str(error.value)
+
+
+def test_load_arrays(root):
+  test = records.list_mvtec(root, 'nut').test
+  images, masks = records.load_arrays(test, 8, num_threads=3)
+  assert images.shape == (5, 8, 8, 3) and images.dtype == np.uint8
+  assert masks.shape == (5, 8, 8, 1) and masks.dtype == np.uint8
+  for i, record in enumerate(test):
+    np.testing.assert_array_equal(
+      images[i], records.read_image(record.image, 8)
+    )
+    assert masks[i].any() == bool(record.label)
+  images, masks = records.load_arrays((), 8)
+  assert images.shape == (0, 8, 8, 3) and masks.shape == (0, 8, 8, 1)
+  _text(root / 'nut/test/dent/000.PNG')
+  with pytest.raises(records.BadImageError, match='000.PNG'):
+    records.load_arrays(test, 8)
+
+
+# Splitting.
+
+
+def _fake(count, folder='/a'):
+  return [
+    records.Record(f'{folder}/{i:03d}.png', None, 0, 'good')
+    for i in range(count)
+  ]
+
+
+def test_holdout_is_a_partition_of_the_right_size():
+  for count, fraction, minimum, expected in [
+    (100, 0.1, 8, 10),
+    (100, 0.05, 8, 8),
+    (10, 0.1, 8, 5),
+    (3, 0.5, 0, 1),
+    (1, 0.5, 1, 0),
+    (0, 0.5, 1, 0),
+    (100, 0.0, 8, 0),
+  ]:
+    items = _fake(count)
+    train, held_out = records.split_holdout(items, fraction, minimum, 3)
+    assert len(held_out) == expected
+    assert sorted(train + held_out, key=lambda r: r.image) == items
+
+
+def test_holdout_depends_on_names_and_seed_alone():
+  items = _fake(40)
+  train, held_out = records.split_holdout(items, 0.25, 0, 1)
+  shuffled = [items[i] for i in np.random.default_rng(0).permutation(40)]
+  assert records.split_holdout(shuffled, 0.25, 0, 1) == (train, held_out)
+  _, moved = records.split_holdout(_fake(40, '/else/where'), 0.25, 0, 1)
+  assert _names(moved) == _names(held_out)
+  assert records.split_holdout(items, 0.25, 0, 2)[1] != held_out
+  # A draw, not the first or last few of the list.
+  indices = [items.index(r) for r in held_out]
+  assert min(indices) < 20 < max(indices)
+
+
+def test_holdout_refuses_bad_numbers():
+  for fraction in (-0.1, 0.6, float('nan')):
+    with pytest.raises(ValueError, match='fraction'):
+      records.split_holdout(_fake(4), fraction, 0, 0)
+  with pytest.raises(ValueError, match='minimum'):
+    records.split_holdout(_fake(4), 0.1, -1, 0)
+
+
+# Textures.
+
+
+def test_textures_at_any_depth(tmp_path):
+  _save(tmp_path / 'images/wood/b.jpg', _picture())
+  _save(tmp_path / 'images/a.PNG', _picture())
+  _save(tmp_path / '.hidden/c.png', _picture())
+  (tmp_path / 'labels.txt').write_text('x')
+  (tmp_path / 'images/loop').symlink_to(tmp_path)
+  found = records.list_textures(tmp_path)
+  assert found == (
+    str(tmp_path / 'images/a.PNG'),
+    str(tmp_path / 'images/wood/b.jpg'),
+  )
+
+
+def test_no_textures(tmp_path):
+  with pytest.raises(FileNotFoundError, match='found nothing'):
+    records.list_textures(tmp_path / 'dtd')
+  with pytest.raises(ValueError, match='--config.data.textures'):
+    records.list_textures(tmp_path)
+
+
+def test_textures_are_cut_at_the_centre(tmp_path):
+  """The middle third of a picture of three coloured squares is left."""
+  array = np.zeros((20, 60, 3), np.uint8)
+  array[:, :20, 0] = array[:, 20:40, 1] = array[:, 40:, 2] = 250
+  path = _save(tmp_path / 'a.png', array)
+  (texture,) = records.load_textures([str(path)], 10)
+  assert texture.shape == (10, 10, 3) and texture.dtype == np.uint8
+  # The filter that shrinks reaches one pixel beyond the cut.
+  np.testing.assert_array_equal(texture[:, 1:-1, 1], 250)
+  assert not texture[:, 1:-1, [0, 2]].any()
+  assert texture[..., 1].min() > 200
+
+
+def test_limited_textures_are_a_fixed_choice(tmp_path):
+  for i in range(12):
+    _save(tmp_path / f'{i}.png', np.full((4, 4, 3), 10 * i, np.uint8))
+  paths = records.list_textures(tmp_path)
+
+  def chosen(paths, limit, seed):
+    return records.load_textures(paths, 4, limit, seed)[:, 0, 0, 0].tolist()
+
+  few = chosen(paths, 4, 0)
+  assert len(set(few)) == 4
+  assert chosen(paths[::-1], 4, 0) == few
+  assert any(chosen(paths, 4, seed) != few for seed in (1, 2))
+  assert sorted(chosen(paths, 0, 0)) == [10 * i for i in range(12)]
+  assert chosen(paths, 50, 0) == chosen(paths, 0, 0)
+
+
+def test_a_bad_texture_is_named(tmp_path):
+  (tmp_path / 'a.png').write_text('x')
+  with pytest.raises(records.BadImageError, match='a.png.*texture folder'):
+    records.load_textures(records.list_textures(tmp_path), 4)
+
+
+# Real images.
+
+
+@needs_data
+@pytest.mark.parametrize(
+  ('category', 'counts'),
+  [('screw', (320, 41, 119)), ('toothbrush', (48, 12, 30))],
+)
+def test_real_counts(category, counts, warnings):
+  dataset = records.list_mvtec(os.path.join(DATA, 'mvtec'), category)
+  labels = [record.label for record in dataset.test]
+  assert (len(dataset.train), labels.count(0), labels.count(1)) == counts
+  assert not warnings
+  assert records.validate(dataset.test) == dataset.test
+  _, masks = records.load_arrays(dataset.test, 64)
+  assert masks.max(axis=(1, 2, 3)).tolist() == labels
+
+
+@needs_data
+def test_real_textures():
+  paths = records.list_textures(os.path.join(DATA, 'dtd'))
+  assert len(paths) == 1200
+  assert records.load_textures(paths, 64, 20).std(axis=(1, 2)).max() > 20
