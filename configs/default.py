@@ -95,7 +95,7 @@ def _teacher() -> ml_collections.ConfigDict:
 def _student() -> ml_collections.ConfigDict:
   student = ml_collections.ConfigDict()
   # 'encoder_decoder', 'reverse' or 'encoder'.
-  student.trunk = 'encoder_decoder'
+  student.trunk = 'reverse'
   # 1x1 convolutions per branch beyond the one that decouples.
   student.extra_convs = 0
   # True keeps AIM's gradient out of the trunk.
@@ -152,7 +152,7 @@ def _train() -> ml_collections.ConfigDict:
   train.distill_steps = 4000
   # True trains student and head together in every step.
   train.joint = False
-  train.student = _optimizer(5e-3)
+  train.student = _optimizer(2e-3)
   train.head = _optimizer(5e-3)
   # Steps between log lines, and between checkpoints.
   train.log_every = 50

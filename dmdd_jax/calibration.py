@@ -1,14 +1,14 @@
 """What held-out normal images say: fusion, thresholds, score scale.
 
 No test image and no training image is looked at. With n held-out images a
-threshold cannot promise a false-positive rate under 1 / (n + 1); it is then
-their highest score, and the log says so.
+threshold cannot promise a false-positive rate under 1 / (n + 1); it then lies
+just above their highest score, and the log says so.
 
 Synopsis:
 
   fusion = calibration.fit_fusion(config, logits, maps_mean)
   found = calibration.fit(config, fusion, maps, scores)
-  verdict = score > found.image_threshold
+  is_defective = score >= found.image_threshold
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ class Calibration:
 
   Attributes:
     fusion: of logit and mean map.
-    image_threshold: an image with a higher score is called defective.
-    pixel_threshold: a pixel with a higher value is called defective.
+    image_threshold: an image with this score or more is called defective.
+    pixel_threshold: a pixel with this value or more is called defective.
     image_scale: spread of normal image scores (median to highest), > 0.
     images: how many images were held out; 0 means nothing is calibrated, the
       thresholds are NaN.
@@ -102,7 +102,7 @@ def fit(
   if (len(scores) + 1) * options.image_fpr < 1.0:
     logging.info(
       '%d held-out images cannot show a false-positive rate of %g: the image'
-      ' threshold is their highest score',
+      ' threshold lies just above their highest score',
       len(scores),
       options.image_fpr,
     )
@@ -117,15 +117,21 @@ def fit(
 
 
 def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
-  """The lowest value that at most so large a share of `values` exceeds."""
+  """The lowest float32 that at most so large a share of `values` reaches.
+
+  Args:
+    values: float32, of normal images or pixels, any shape, not empty.
+    false_positive_rate: in [0, 1).
+  """
   if not 0.0 <= false_positive_rate < 1.0:
     raise ValueError(
-      'calibration.image_fpr and .pixel_fpr must be in [0, 1), one is'
+      'config.calibration.image_fpr and .pixel_fpr must be in [0, 1), one is'
       f' {false_positive_rate}'
     )
-  flat = np.ravel(values)
+  flat = np.ravel(np.asarray(values, np.float32))
   allowed = math.floor(false_positive_rate * len(flat) + 1e-9)
-  return float(np.partition(flat, len(flat) - 1 - allowed)[-1 - allowed])
+  highest_normal = np.partition(flat, len(flat) - 1 - allowed)[-1 - allowed]
+  return float(np.nextafter(highest_normal, np.float32(np.inf)))
 
 
 def _weights(config: ml_collections.ConfigDict) -> dict[str, float]:

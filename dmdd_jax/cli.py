@@ -8,12 +8,14 @@ Synopsis, at the end of a program:
 
 from collections.abc import Callable, Sequence
 import difflib
+import logging as std_logging
 import os
 import runpy
 import sys
 from typing import Any
 
-from absl import app, logging
+from absl import app
+from absl import logging
 import ml_collections
 
 # What a user can cause; anything else is a bug and shows its traceback.
@@ -27,6 +29,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_ours)
 
   def guarded(argv: list[str]) -> None:
     try:
@@ -36,6 +39,12 @@ def run(main: Callable[[list[str]], Any]) -> None:
       sys.exit(f'error: {error}')
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _is_ours(record: std_logging.LogRecord) -> bool:
+  """Keeps other packages' progress out of the log, not their warnings."""
+  ours = os.path.dirname(os.path.abspath(__file__))
+  return record.levelno > std_logging.INFO or record.pathname.startswith(ours)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -14,22 +14,19 @@ import os
 import time
 from typing import Any
 
-from absl import logging
 import jax
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import (
-  checkpoint,
-  provenance,
-  sharding,
-  steps,
-  train_state,
-  visualize,
-)
+from dmdd_jax import checkpoint
+from dmdd_jax import provenance
+from dmdd_jax import sharding
+from dmdd_jax import steps
+from dmdd_jax import train_state
+from dmdd_jax import visualize
 from dmdd_jax.data import batches
+from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
@@ -117,6 +114,7 @@ def evaluate(
   calibration: calibration_lib.Calibration,
   records: Sequence[records_lib.Record],
   pictures: str | os.PathLike | None = None,
+  maps: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """All metrics of a test set.
 
@@ -126,6 +124,8 @@ def evaluate(
     calibration: stored with it.
     records: the test images; the folder of an image decides its label.
     pictures: a folder for overlays of some test images; None writes none.
+    maps: a folder for the final maps as float32 TIFF, at the first of
+      `eval.resolutions`, in the layout of data/maps.py; None writes none.
 
   Returns:
     The keys of `metrics.results.compute` for the final map; the same for the
@@ -165,6 +165,10 @@ def evaluate(
     metrics['at_threshold'] = _at_threshold(
       calibration, store, scores['map'], labels
     )
+    if maps is not None:
+      for record, anomaly_map in zip(records, store.maps):
+        stem = map_files.map_path(maps, config.data.category, record)
+        map_files.write_map(f'{stem}.tiff', anomaly_map)
     if pictures is not None:
       visualize.write_overlays(
         pictures,
@@ -203,31 +207,10 @@ def _collect(
       for (resolution, kind), store in stores.items():
         anomaly_map, truth = getattr(prediction, kind)[row], mask
         if resolution == 'native':
-          truth = native_mask(record)
-          anomaly_map = resize_map(anomaly_map, truth.shape)
+          truth = records_lib.native_mask(record)
+          anomaly_map = map_files.resize_map(anomaly_map, truth.shape)
         store.append(anomaly_map, truth)
   return {kind: np.concatenate(parts) for kind, parts in scores.items()}
-
-
-def native_mask(record: records_lib.Record) -> np.ndarray:
-  """The mask (H, W) uint8 at its file's size; zeros for a good image."""
-  if record.mask is not None:
-    return records_lib.read_mask(record.mask, None)[..., 0]
-  image = records_lib.read_image(record.image, None)
-  return np.zeros(image.shape[:2], np.uint8)
-
-
-def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Bilinear resize of (H, W) float32 with half-pixel centres, no filter."""
-  image = Image.fromarray(np.asarray(anomaly_map, np.float32), mode='F')
-  return np.asarray(
-    image.transform(
-      (size[1], size[0]),
-      Image.Transform.AFFINE,
-      (image.width / size[1], 0, 0, 0, image.height / size[0], 0),
-      Image.Resampling.BILINEAR,
-    )
-  )
 
 
 def _at_threshold(
@@ -241,28 +224,18 @@ def _at_threshold(
     'image_threshold': calibration.image_threshold,
     'pixel_threshold': calibration.pixel_threshold,
   }
-  counts = np.zeros(3, np.int64)
-  for anomaly_map, mask in zip(store.maps, store.masks):
-    called = anomaly_map > calibration.pixel_threshold
-    counts += [
-      np.count_nonzero(called & (mask > 0)),
-      np.count_nonzero(called),
-      np.count_nonzero(mask),
-    ]
-  called = scores > calibration.image_threshold
-  images = [np.sum(called & (labels > 0)), np.sum(called), np.sum(labels > 0)]
-  levels = (('image', images), ('pixel', counts))
-  for level, (hits, positives, defects) in levels:
-    found[f'{level}_precision'] = _ratio(hits, positives)
-    found[f'{level}_recall'] = _ratio(hits, defects)
-    found[f'{level}_f1'] = _ratio(2 * hits, positives + defects)
-  good = labels == 0
-  found['image_false_positive_rate'] = _ratio(np.sum(called & good), good.sum())
+  levels = {
+    'image': (scores, labels, calibration.image_threshold),
+    'pixel': (store.maps, store.masks, calibration.pixel_threshold),
+  }
+  for level, arguments in levels.items():
+    for name, value in results_lib.precision_recall_f1(*arguments).items():
+      found[f'{level}_{name}'] = value
+  good = scores[labels == 0]
+  if len(good):
+    rate = float(np.mean(good >= calibration.image_threshold))
+    found['image_false_positive_rate'] = rate
   return found
-
-
-def _ratio(part: int, whole: int) -> float:
-  return float(part / whole) if whole else math.nan
 
 
 def load_workdir(
@@ -303,20 +276,22 @@ def load_workdir(
 
 def evaluate_workdir(
   workdir: str | os.PathLike,
+  output: str | os.PathLike | None = None,
   *,
   data_root: str | None = None,
   eval_options: Mapping[str, Any] | None = None,
   step: int | None = None,
-  output: str | os.PathLike | None = None,
+  maps: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Evaluates a category's checkpoint and writes its results and pictures.
 
   Args:
     workdir: the category's folder.
+    output: where to write `results.json` and `pictures/`; the workdir.
     data_root: where the data lie now; None means where they lay in training.
     eval_options: fields of `config.eval` to change.
     step: which checkpoint, by default the newest.
-    output: where to write `results.json` and `pictures/`; the workdir.
+    maps: see `evaluate`.
 
   Returns:
     What stands in `results.json`.
@@ -329,54 +304,46 @@ def evaluate_workdir(
   dataset = records_lib.list_mvtec(config.data.root, config.data.category)
   records = records_lib.validate(dataset.test, config.data.on_bad_image)
   output = os.fspath(output or workdir)
-  metrics = evaluate(
-    Predictor(config), state, calibration, records, f'{output}/pictures'
-  )
+  pictures = os.path.join(output, 'pictures')
+  predictor = Predictor(config)
+  metrics = evaluate(predictor, state, calibration, records, pictures, maps)
+  metrics['validation'] = meta['validation']
   metrics |= provenance.describe(
     config, meta, step=int(state.step), seconds=time.time() - started
   )
-  write_results(output, metrics)
+  results_lib.write_json(os.path.join(output, 'results.json'), metrics)
   return metrics
 
 
 def evaluate_run(
-  workdir: str | os.PathLike, config: ml_collections.ConfigDict | None = None
+  workdir: str | os.PathLike,
+  output: str | os.PathLike | None = None,
+  **options: Any,
 ) -> str:
   """Evaluates a category's folder, or every one in the folder of a run.
 
   Args:
     workdir: a folder that holds `checkpoints/`, or folders that do.
-    config: where given, its `data.root` and `eval` replace those of the
-      checkpoint; all else comes from the checkpoint.
+    output: where to write; the workdir.
+    **options: of `evaluate_workdir`.
 
   Returns:
-    The table over the categories, as text; it is also written to `workdir`
-    where that is the folder of a run.
+    The table over the categories, as text; for the folder of a run, or another
+    output, it is written there as results.json, .csv and .md.
 
   Raises:
     CheckpointError: there is no checkpoint.
   """
   workdir = os.fspath(workdir)
+  output = os.fspath(output or workdir)
   folders = sorted(glob.glob(os.path.join(glob.escape(workdir), '*')))
   folders = [f for f in folders if os.path.isdir(f'{f}/checkpoints')]
-  single = os.path.isdir(os.path.join(workdir, 'checkpoints'))
+  if os.path.isdir(os.path.join(workdir, 'checkpoints')) or not folders:
+    metrics = evaluate_workdir(workdir, output, **options)
+    return results_lib.format_table({metrics['category']: metrics})
   rows = {}
-  for folder in [workdir] if single or not folders else folders:
-    metrics = evaluate_workdir(
-      folder,
-      data_root=config.data.root if config is not None else None,
-      eval_options=config.eval.to_dict() if config is not None else None,
-    )
+  for folder in folders:
+    target = os.path.join(output, os.path.basename(folder))
+    metrics = evaluate_workdir(folder, target, **options)
     rows[metrics['category']] = metrics
-  if single:
-    return results_lib.format_table(rows)
-  return results_lib.write_tables(rows, workdir)
-
-
-def write_results(directory: str, metrics: Mapping[str, Any]) -> str:
-  """Writes `results.json` in one step; returns its path. NaN becomes null."""
-  os.makedirs(directory, exist_ok=True)
-  path = os.path.join(directory, 'results.json')
-  results_lib.write_json(path, metrics)
-  logging.info('results in %s', path)
-  return path
+  return results_lib.write_tables(rows, output)

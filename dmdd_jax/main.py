@@ -7,7 +7,9 @@
 
 import os
 
-from absl import app, flags, logging
+from absl import app
+from absl import flags
+from absl import logging
 import jax
 from ml_collections import config_flags
 
@@ -41,7 +43,10 @@ def main(argv: list[str]) -> None:
   else:
     from dmdd_jax import evaluate
 
-    table = evaluate.evaluate_run(workdir, config)
+    options = {}
+    if config is not None:
+      options = {'data_root': config.data.root, 'eval_options': config.eval}
+    table = evaluate.evaluate_run(workdir, **options)
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
   print(f'pictures: {os.path.join(workdir, "*", "pictures")}')

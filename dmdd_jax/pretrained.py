@@ -107,7 +107,8 @@ def load(
     raise WeightsError(
       f'{path} is not the pinned {HUB_FILENAME} of {hub_repo(arch)}: its'
       f' sha256 is {digest}, expected {HUB_FILES[arch][1]}. Delete it and'
-      ' download again, or name it with --config.teacher.weights= if you trust it.'
+      ' download again, or name it with --config.teacher.weights= if you trust'
+      ' it.'
     )
   variables = from_torch(arch, tensors, str(path), image_channels)
   logging.info('teacher %s from %s, sha256 %s', arch, path, digest)

@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dmdd_jax import losses, sharding, train_state
+from dmdd_jax import losses
+from dmdd_jax import sharding
+from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import student as student_lib
 
@@ -265,6 +267,10 @@ class Fusion:
 
 def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
   """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,)."""
+  if top_pixels < 1:
+    raise ValueError(
+      f'config.eval.score_top_pixels must be >= 1, is {top_pixels}'
+    )
   flat = maps.reshape(maps.shape[0], -1)
   top, _ = jax.lax.top_k(flat, min(top_pixels, flat.shape[1]))
   return jnp.mean(top, axis=-1)
@@ -282,7 +288,7 @@ def smooth(maps: jax.Array, sigma: float) -> jax.Array:
     raise ValueError(f'config.eval.smoothing_sigma must be >= 0, is {sigma}')
   if not sigma:
     return maps
-  radius = min(int(4.0 * sigma + 0.5), min(maps.shape[1:]) - 1)
+  radius = int(4.0 * sigma + 0.5)
   kernel = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / sigma))
   kernel = kernel / jnp.sum(kernel)
   edges = ((0, 0), (radius, radius), (radius, radius), (0, 0))
@@ -294,6 +300,7 @@ def smooth(maps: jax.Array, sigma: float) -> jax.Array:
       (1, 1),
       'VALID',
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision=jax.lax.Precision.HIGHEST,
     )
   return x[..., 0]
 

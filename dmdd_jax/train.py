@@ -14,21 +14,20 @@ import time
 from typing import Any
 
 from absl import logging
-from clu import metric_writers, parameter_overview
+from clu import metric_writers
+from clu import parameter_overview
 import jax
 import ml_collections
 import numpy as np
 
 from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import (
-  checkpoint,
-  evaluate,
-  pretrained,
-  provenance,
-  sharding,
-  steps,
-  train_state,
-)
+from dmdd_jax import checkpoint
+from dmdd_jax import evaluate
+from dmdd_jax import pretrained
+from dmdd_jax import provenance
+from dmdd_jax import sharding
+from dmdd_jax import steps
+from dmdd_jax import train_state
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.metrics import ranking
@@ -138,9 +137,7 @@ class Trainer:
       raise
     self.step_functions = steps.make_train_steps(config, self.model, self.mesh)
     self.predictor = evaluate.Predictor(config, self.mesh)
-    self.writer = metric_writers.create_default_writer(
-      self.workdir, just_logging=jax.process_index() > 0, asynchronous=False
-    )
+    self.writer = metric_writers.SummaryWriter(self.workdir)
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
 
   def _resume(self) -> None:
@@ -302,7 +299,9 @@ class Trainer:
     metrics |= provenance.describe(
       self.config, self.meta, step=int(self.state.step), seconds=seconds
     )
-    evaluate.write_results(self.workdir, metrics)
+    path = os.path.join(self.workdir, 'results.json')
+    results_lib.write_json(path, metrics)
+    logging.info('results in %s', path)
     return metrics
 
   def close(self) -> None:

@@ -101,7 +101,9 @@ def make_optimizers(
     train.distill_steps,
     (train.total_steps - train.distill_steps),
   )
-  if train.joint:
+  if config.head.kind == 'none':
+    student_steps = train.total_steps
+  elif train.joint:
     student_steps = head_steps = train.total_steps
   optimizers = {
     'student': make_optimizer(train.student, student_steps, 'train.student')

@@ -136,9 +136,7 @@ def write_overlays(
     height, width = anomaly_map.shape
     image = records_lib.read_image(record.image, None)
     image = _fit(image, (height, width))
-    mask = np.zeros((height, width), np.uint8)
-    if record.mask is not None:
-      mask = _fit(records_lib.read_mask(record.mask, None)[..., 0], mask.shape)
+    mask = _fit(records_lib.native_mask(record), (height, width))
     picture = overlay(
       image,
       anomaly_map,

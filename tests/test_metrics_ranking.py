@@ -63,6 +63,11 @@ def test_by_hand():
   # F1 at 0.9: 2/4, at 0.7: 4/6, at 0.1: 6/9; the higher of the best two.
   assert result.f1_max == pytest.approx(2 / 3)
   assert result.f1_max_threshold == 0.7
+  # The same in a block for each score.
+  sums = ranking.RankingSums(3, 3)
+  for counts in ((0.9, 1, 0, 0, 0), (0.7, 1, 0, 0, 1), (0.1, 1, 0, 3, 3)):
+    sums.add(ranking.Steps(*map(np.atleast_1d, counts)))
+  np.testing.assert_allclose(sums.result(), result, rtol=1e-14)
   assert ranking.auroc(scores, labels) == result.auroc
   assert ranking.average_precision(scores, labels) == result.ap
   assert ranking.f1_max(scores, labels) == (result.f1_max, 0.7)

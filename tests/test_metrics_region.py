@@ -244,6 +244,15 @@ def test_aupimo_is_its_definition(case, bounds):
   )
 
 
+def test_aupimo_when_one_normal_image_has_all_the_alarms():
+  maps, masks = _blobs(11, images=9)
+  maps[0] += 3
+  np.testing.assert_allclose(
+    region.aupimo(maps, masks, bounds=(0.01, 0.3)),
+    _brute_aupimo(maps, masks, (0.01, 0.3)),
+  )
+
+
 def test_aupimo_weighs_normal_images_alike():
   # Shared FPR is the mean of the images' rates: the small image counts as much.
   rng = np.random.default_rng(5)
@@ -255,6 +264,14 @@ def test_aupimo_weighs_normal_images_alike():
     region.aupimo(maps, masks, bounds=(0.01, 0.4)),
     _brute_aupimo(maps, masks, (0.01, 0.4)),
   )
+
+
+def test_aupimo_drops_low_scores_on_the_way(monkeypatch):
+  maps, masks = _blobs(10, images=20)
+  expected = region.aupimo(maps, masks, bounds=(0.01, 0.1))
+  monkeypatch.setattr(region, '_TOP_PIXELS', 100)
+  found = region.aupimo(maps, masks, bounds=(0.01, 0.1))
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_aupimo_at_the_papers_bounds_is_the_sampled_one():

@@ -9,7 +9,8 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
-from dmdd_jax.data import records, surfaces
+from dmdd_jax.data import records
+from dmdd_jax.data import surfaces
 
 SMALL = {'size': 48, 'train': 3, 'test_good': 2, 'per_defect': 2}
 ALL = surfaces.ORDINARY + surfaces.HELD_OUT

@@ -29,7 +29,8 @@ import os
 
 from absl import logging
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL import ImageOps
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 GOOD = 'good'
@@ -368,6 +369,13 @@ def read_mask(path: str | os.PathLike, size: int | None) -> np.ndarray:
   if size is not None and mask.size != (size, size):
     mask = mask.resize((size, size), Image.Resampling.NEAREST)
   return np.asarray(mask)[..., np.newaxis]
+
+
+def native_mask(record: Record) -> np.ndarray:
+  """The mask (H, W) uint8 in {0, 1} at its own size; zeros without one."""
+  if record.mask is not None:
+    return read_mask(record.mask, None)[..., 0]
+  return np.zeros(read_image(record.image, None).shape[:2], np.uint8)
 
 
 def load_arrays(

@@ -19,6 +19,7 @@ import numpy as np
 from dmdd_jax.metrics import region
 
 _THRESHOLDS = 4096
+_CELLS = 2**24  # images times thresholds, at most
 _DRAWS_AT_ONCE = 64
 _SAMPLE = 2**17
 
@@ -99,8 +100,11 @@ def intervals(measure, weights, exact, level=0.95):
 
 
 def tally_scores(scores, labels):
-  """`Tallies` of image scores (N,) and labels (N,): exact."""
-  marks = np.unique(scores)[::-1]
+  """`Tallies` of image scores (N,) and labels (N,); exact to 4096 scores."""
+  marks = np.unique(scores)
+  if len(marks) > _THRESHOLDS:
+    marks = _quantiles(marks, _THRESHOLDS)
+  marks = marks[::-1]
   found = scores[:, None] >= marks
   positives = (found & (labels == 1)[:, None]).astype(np.float64)
   return Tallies(positives, found - positives)
@@ -108,6 +112,7 @@ def tally_scores(scores, labels):
 
 def tally_pixels(pixels, normal, thresholds=_THRESHOLDS):
   """`Tallies` of the pixels of `region.Pixels`; normal as for AUPIMO."""
+  thresholds = min(thresholds, max(256, _CELLS // len(pixels.sizes)))
   marks = _thresholds(pixels, normal, thresholds)
   shape = len(pixels.sizes), len(marks)
   positives, negatives, overlap = np.zeros((3, *shape))

@@ -20,6 +20,8 @@ from dmdd_jax.metrics import ranking
 _EIGHT = np.ones((3, 3), int)
 # Bytes of region indices kept in memory for maps that are themselves on disk.
 _REGION_BYTES = 2**28
+# Scores of normal images that AUPIMO holds before it drops the lower ones.
+_TOP_PIXELS = 2**22
 
 
 class Pixels(NamedTuple):
@@ -455,9 +457,11 @@ def shared_fpr(pixels, normal, highest):
     count = min(size, int(highest * len(images) * size) + 1)
     top.append(np.partition(scores, size - count)[size - count :])
     weight.append(np.full(count, 1.0 / (len(images) * size)))
-  top, weight = np.concatenate(top), np.concatenate(weight)
-  order = np.argsort(-top, kind='stable')
-  top, rate = top[order], np.cumsum(weight[order])
+    if sum(map(len, top)) > _TOP_PIXELS:
+      head, rates = _highest(top, weight, highest)
+      top, weight = [head], [rates]
+  top, weight = _highest(top, weight, highest)
+  rate = np.cumsum(weight)
   ends = np.flatnonzero(np.append(top[1:] != top[:-1], True))
   marks, upto = top[ends], rate[ends]
   last = min(int(np.searchsorted(upto, highest, 'right')), len(ends) - 1)
@@ -468,6 +472,19 @@ def shared_fpr(pixels, normal, highest):
     for index in images
   ) / len(images)
   return marks, np.append(0.0, upto[:-1]), upto
+
+
+def _highest(scores, weights, total):
+  """Joins lists of scores and weights; keeps the first of more than `total`.
+
+  Returns the highest scores, descending, and their weights, up to the one with
+  which the sum of the weights exceeds `total`; ties with it may be missing.
+  """
+  scores, weights = np.concatenate(scores), np.concatenate(weights)
+  order = np.argsort(-scores)
+  weights = weights[order]
+  keep = np.searchsorted(np.cumsum(weights), total, 'right') + 1
+  return scores[order[:keep]], weights[:keep]
 
 
 def log_area(above, upto, before, after, bounds):

@@ -16,7 +16,8 @@ import numpy as np
 
 from dmdd_jax.metrics import bootstrap as bootstrap_lib
 from dmdd_jax.metrics import maps as maps_lib
-from dmdd_jax.metrics import ranking, region
+from dmdd_jax.metrics import ranking
+from dmdd_jax.metrics import region
 
 MapStore = maps_lib.MapStore
 
@@ -29,6 +30,17 @@ METRICS = (
   'au_pro',
   'au_pro_005',
   *_EXTRA,
+)
+
+
+# The columns of the Markdown table, for reading; the other files have all.
+TABLE_COLUMNS = (
+  *(f'image_{name}' for name in _RANKING[:3]),
+  *(f'pixel_{name}' for name in _RANKING[:3]),
+  'au_pro',
+  'au_pro_005',
+  *_EXTRA,
+  *(f'maps_mean/{n}' for n in ('image_auroc', 'pixel_auroc', 'au_pro')),
 )
 
 
@@ -226,9 +238,10 @@ def _confidence(found, pixels, scores, labels, limits, values, draws, seed):
   }
   known = {name: v for name, v in exact.items() if not np.isnan(v)}
   spans = {name: [float('nan')] * 2 for name in exact}
-  images = bootstrap_lib.tally_scores(scores, labels)
-  measure = functools.partial(_measure, 'image', images, limits, None)
-  spans.update(bootstrap_lib.intervals(measure, weights, known))
+  if 'image_auroc' in known:
+    tallies = bootstrap_lib.tally_scores(scores, labels)
+    measure = functools.partial(_measure, 'image', tallies, limits, None)
+    spans.update(bootstrap_lib.intervals(measure, weights, known))
   if pixels is not None and pixels.positives and pixels.negatives:
     tallies = bootstrap_lib.tally_pixels(pixels, labels == 0)
     measure = functools.partial(_measure, 'pixel', tallies, limits, values)
@@ -306,8 +319,8 @@ def write_tables(rows, directory):
     directory: the folder, made if missing.
 
   Returns:
-    The Markdown table: percent with two decimals, thresholds as they are. The
-    other two files hold fractions in full precision; NaN is null or empty.
+    The Markdown table: `TABLE_COLUMNS`, per cent with two decimals. The other
+    two files hold everything, in full precision; NaN is null or empty.
 
   Raises:
     ValueError: without rows, or if a category is named 'mean'.
@@ -316,38 +329,35 @@ def write_tables(rows, directory):
     raise ValueError('there are no rows to write')
   if 'mean' in rows:
     raise ValueError("a category cannot be named 'mean': that row is computed")
-  flat = {category: _flatten(metrics) for category, metrics in rows.items()}
+  flat = {category: flatten(metrics) for category, metrics in rows.items()}
   columns = _columns(flat.values())
   flat['mean'] = _mean_row(list(flat.values()), columns)
-  os.makedirs(directory, exist_ok=True)
   document = {**rows, 'mean': _nest(flat['mean'])}
-  _write(directory, 'results.json', json.dumps(_plain(document), indent=2))
+  write_json(os.path.join(directory, 'results.json'), document)
   out = io.StringIO()
   table = csv.writer(out, lineterminator='\n')
   table.writerow(['category', *columns])
   for category, row in flat.items():
     cells = [_plain(row.get(column)) for column in columns]
     table.writerow([category, *('' if c is None else c for c in cells)])
-  _write(directory, 'results.csv', out.getvalue())
-  markdown = _markdown(flat, columns)
-  _write(directory, 'results.md', markdown)
+  write_text(os.path.join(directory, 'results.csv'), out.getvalue())
+  markdown = _markdown(flat)
+  write_text(os.path.join(directory, 'results.md'), markdown)
   return markdown
 
 
 def format_table(rows):
   """The Markdown table of `write_tables`, with nothing written."""
-  flat = {category: _flatten(metrics) for category, metrics in rows.items()}
-  return _markdown(flat, _columns(flat.values()))
+  flat = {category: flatten(metrics) for category, metrics in rows.items()}
+  return _markdown(flat)
 
 
 def write_json(path, document):
   """Writes a document at once or not at all; NaN and infinity become null."""
-  directory, name = os.path.split(os.path.abspath(path))
-  os.makedirs(directory, exist_ok=True)
-  _write(directory, name, json.dumps(_plain(document), indent=2) + '\n')
+  write_text(path, json.dumps(_plain(document), indent=2) + '\n')
 
 
-def _flatten(metrics):
+def flatten(metrics):
   """One row: numbers, texts, those of maps_mean, ends of the intervals."""
   row = {k: v for k, v in metrics.items() if _is_cell(v)}
   for key, value in (metrics.get('maps_mean') or {}).items():
@@ -359,7 +369,7 @@ def _flatten(metrics):
 
 
 def _nest(row):
-  """The inverse of `_flatten` for the mean row's metrics."""
+  """The inverse of `flatten` for the mean row's metrics."""
   nested = {k: v for k, v in row.items() if '/' not in k}
   for key, value in row.items():
     if '/' in key:
@@ -399,10 +409,10 @@ def _mean_row(rows, columns):
   return mean
 
 
-def _markdown(flat, columns):
+def _markdown(flat):
   """The table as Markdown, intervals in brackets after their metric."""
-  ends = {c + end for c in columns for end in ('_low', '_high')}
-  columns = [column for column in columns if column not in ends]
+  present = {column for row in flat.values() for column in row}
+  columns = [column for column in TABLE_COLUMNS if column in present]
   lines = [
     '| ' + ' | '.join(['category', *columns]) + ' |',
     '|' + '---|' + '---:|' * len(columns),
@@ -415,20 +425,14 @@ def _markdown(flat, columns):
 
 
 def _cell(row, column):
-  value = _plain(row.get(column))
+  """Per cent with two decimals, and the interval where there is one."""
+  ends = [_plain(row.get(column + end)) for end in ('', '_low', '_high')]
+  value, low, high = (None if end is None else 100 * end for end in ends)
   if value is None:
     return ''
-  if isinstance(value, (bool, str)):
-    return str(value).replace('|', '\\|')
-  if not _is_fraction(column):
-    return f'{value:.5g}' if isinstance(value, float) else str(value)
-  low, high = (
-    _plain(row.get(f'{column}_low')),
-    _plain(row.get(f'{column}_high')),
-  )
   if low is None or high is None:
-    return f'{100 * value:.2f}'
-  return f'{100 * value:.2f} [{100 * low:.2f}, {100 * high:.2f}]'
+    return f'{value:.2f}'
+  return f'{value:.2f} [{low:.2f}, {high:.2f}]'
 
 
 def _plain(value):
@@ -446,14 +450,16 @@ def _plain(value):
   return value
 
 
-def _write(directory, name, text):
+def write_text(path, text):
   """Writes a text file so that it is never seen half written."""
-  handle, path = tempfile.mkstemp(dir=directory, prefix=f'.{name}.')
+  directory, name = os.path.split(os.path.abspath(path))
+  os.makedirs(directory, exist_ok=True)
+  handle, draft = tempfile.mkstemp(dir=directory, prefix=f'.{name}.')
   try:
     with os.fdopen(handle, 'w', encoding='utf-8', newline='') as file:
       file.write(text)
-    os.chmod(path, 0o644)
-    os.replace(path, os.path.join(directory, name))
+    os.chmod(draft, 0o644)
+    os.replace(draft, path)
   except BaseException:
-    os.unlink(path)
+    os.unlink(draft)
     raise

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from dmdd_jax import losses
-from dmdd_jax.models import resnet, segmentation
+from dmdd_jax.models import resnet
+from dmdd_jax.models import segmentation
 from dmdd_jax.models import student as student_lib
 
 HEAD_INPUTS = ('maps', 'products')

@@ -1,0 +1,99 @@
+"""Anomaly maps as files: float32 TIFF or npy, one per image.
+
+The layout is that of MVTec's own evaluation code: ROOT/CATEGORY/test/DEFECT/
+ID.tiff (or .npy) beside the data set's test/DEFECT/ID.png.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from dmdd_jax.data import records as records_lib
+
+SUFFIXES = ('.tiff', '.tif', '.npy')
+
+
+class BadMapError(ValueError):
+  """A map is missing or cannot be used; the message names the file."""
+
+
+def map_path(root: str, category: str, record: records_lib.Record) -> str:
+  """Where the map of a test image stands, without its suffix."""
+  stem = os.path.splitext(os.path.basename(record.image))[0]
+  return os.path.join(root, category, 'test', record.defect, stem)
+
+
+def write_map(path: str, anomaly_map: np.ndarray) -> None:
+  """Writes (H, W) as float32 to a .npy or .tiff file; makes the folder."""
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  values = np.ascontiguousarray(anomaly_map, np.float32)
+  if path.endswith('.npy'):
+    np.save(path, values)
+  else:
+    Image.fromarray(values).save(path)
+
+
+def find_map(stem: str) -> str:
+  """The file of that stem with one of `SUFFIXES`; BadMapError without one."""
+  for suffix in SUFFIXES:
+    if os.path.isfile(stem + suffix):
+      return stem + suffix
+  raise BadMapError(
+    f'there is no anomaly map {stem}{{{",".join(SUFFIXES)}}}; every test image'
+    ' needs one'
+  )
+
+
+def read_map(path: str) -> np.ndarray:
+  """Reads (H, W) float32 or float64 from .npy or a single-channel TIFF.
+
+  Raises:
+    BadMapError: unreadable, not two-dimensional, not floating, or not finite.
+      An 8- or 16-bit map has lost its ranking and is refused.
+  """
+  try:
+    if path.endswith('.npy'):
+      values = np.load(path, allow_pickle=False)
+    else:
+      with Image.open(path) as image:
+        values = np.asarray(image)
+  except (OSError, ValueError, SyntaxError) as error:
+    raise BadMapError(f'{path} cannot be read: {error}') from error
+  if values.ndim != 2 or values.dtype.kind != 'f':
+    raise BadMapError(
+      f'{path} holds {values.dtype} of shape {values.shape}; expected floating'
+      ' point of shape (H, W)'
+    )
+  if not np.isfinite(values).all():
+    raise BadMapError(f'{path} holds values that are not finite')
+  return values
+
+
+def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Bilinear resize of (H, W) to float32 `size`, half-pixel centres.
+
+  No filter is applied when shrinking; beyond the outermost centres the edge
+  value holds.
+  """
+  values = np.asarray(anomaly_map, np.float32)
+  for axis, length in enumerate(size):
+    count = values.shape[axis]
+    if count == length:
+      continue
+    at = (np.arange(length) + 0.5) * (count / length) - 0.5
+    at = np.clip(at, 0.0, count - 1.0)
+    low = np.minimum(at.astype(np.int64), max(count - 2, 0))
+    high = np.minimum(low + 1, count - 1)
+    weight = (at - low).astype(np.float32)
+    weight = weight[:, None] if axis == 0 else weight
+    below = np.take(values, low, axis)
+    values = below + weight * (np.take(values, high, axis) - below)
+  return values
+
+
+def top_mean(anomaly_map: np.ndarray, pixels: int) -> float:
+  """The mean of the highest `pixels` values: the image score."""
+  flat = np.ravel(anomaly_map)
+  pixels = min(pixels, flat.size)
+  return float(np.partition(flat, flat.size - pixels)[-pixels:].mean())

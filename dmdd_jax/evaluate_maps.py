@@ -1,0 +1,80 @@
+"""Metrics of anomaly maps that any software wrote to files.
+
+Synopsis:
+
+  rows = evaluate_maps.evaluate_maps('submission', 'data/mvtec')
+  print(results.write_tables(rows, 'out'))
+"""
+
+from collections.abc import Sequence
+import os
+from typing import Any
+
+from absl import logging
+import numpy as np
+
+from dmdd_jax.data import maps as map_files
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import results as results_lib
+
+
+def evaluate_maps(
+  maps_root: str,
+  data_root: str,
+  categories: Sequence[str] = (),
+  *,
+  score_top_pixels: int = 100,
+  bootstrap: int = 0,
+  seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+  """Evaluates maps against ground truth, each category by itself.
+
+  Args:
+    maps_root: CATEGORY/test/DEFECT/ID.tiff or .npy below it, one for every
+      test image. A map of another size than its mask is resized to it.
+    data_root: the data set in MVTec's layout.
+    categories: which; by default those that have a folder of maps.
+    score_top_pixels: the image score is the mean of so many highest pixels of
+      the map as it is in its file; 1 is the maximum.
+    bootstrap: resamples for confidence intervals; 0 is none.
+    seed: of the resamples.
+
+  Returns:
+    {category: what `metrics.results.compute` returns}
+
+  Raises:
+    MissingDataError, DatasetError, BadImageError: the data set is at fault.
+    BadMapError: a map is missing or cannot be used.
+  """
+  if not os.path.isdir(maps_root):
+    raise records_lib.MissingDataError(f'there is no folder {maps_root!r}')
+  if not categories:
+    known = records_lib.list_categories(data_root)
+    categories = [c for c in known if os.path.isdir(f'{maps_root}/{c}/test')]
+  if not categories:
+    raise map_files.BadMapError(
+      f'{maps_root} holds no CATEGORY/test for any category of {data_root}'
+    )
+  rows = {}
+  for category in categories:
+    records = records_lib.list_mvtec(data_root, category).test
+    scores = []
+    with results_lib.MapStore() as store:
+      for record in records:
+        path = map_files.find_map(
+          map_files.map_path(maps_root, category, record)
+        )
+        anomaly_map = map_files.read_map(path)
+        scores.append(map_files.top_mean(anomaly_map, score_top_pixels))
+        mask = records_lib.native_mask(record)
+        store.append(map_files.resize_map(anomaly_map, mask.shape), mask)
+      rows[category] = results_lib.compute(
+        store,
+        None,
+        np.array(scores),
+        np.array([record.label for record in records]),
+        bootstrap=bootstrap,
+        seed=seed,
+      )
+    logging.info('%s: %d maps', category, len(records))
+  return rows

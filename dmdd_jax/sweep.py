@@ -1,0 +1,161 @@
+"""Categories x seeds, in several processes, resumable; mean and deviation.
+
+Each pair is a `python -m dmdd_jax.main` of its own in WORKDIR/seed_S; a finished
+pair is not run again, an interrupted one goes on from its checkpoint.
+
+Synopsis:
+
+  table = sweep.run('configs/mvtec.py', ('screw',), seeds=(0, 1, 2),
+                    workdir='runs/sweep', processes=2)
+"""
+
+from collections.abc import Mapping, Sequence
+import concurrent.futures
+import json
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+from absl import logging
+import numpy as np
+
+from dmdd_jax.metrics import results as results_lib
+
+
+class SweepError(ValueError):
+  """Some runs failed; the message names them and their logs."""
+
+
+def run(
+  config_file: str,
+  categories: Sequence[str],
+  *,
+  seeds: Sequence[int],
+  workdir: str,
+  processes: int = 1,
+  overrides: Sequence[str] = (),
+) -> str:
+  """Runs every pair that is not finished, then writes the tables.
+
+  Args:
+    config_file: as for `main --config`.
+    categories: names, at least one.
+    seeds: different numbers, at least one.
+    workdir: gets seed_S/CATEGORY folders, seed_S/CATEGORY.log, and the tables
+      results.json, results.csv, results.md.
+    processes: runs at a time.
+    overrides: more arguments, e.g. '--config.train.batch_size=8'.
+
+  Returns:
+    The table as Markdown: mean and standard deviation over seeds, per cent.
+
+  Raises:
+    SweepError: a run failed; the others are finished and written first.
+  """
+  pairs = [(seed, category) for seed in seeds for category in categories]
+
+  def one(pair: tuple[int, str]) -> int:
+    seed, category = pair
+    folder = os.path.join(workdir, f'seed_{seed}')
+    os.makedirs(folder, exist_ok=True)
+    command = [sys.executable, '-m', 'dmdd_jax.main', '--config', config_file]
+    command += [*overrides, f'--config.data.category={category}']
+    command += [f'--config.seed={seed}', '--workdir', folder]
+    with open(os.path.join(folder, f'{category}.log'), 'a') as log:
+      status = subprocess.run(command, stdout=log, stderr=log).returncode
+    logging.info('%s, seed %d: exit status %d', category, seed, status)
+    return status
+
+  with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+    statuses = list(pool.map(one, pairs))
+  failed = [pair for pair, status in zip(pairs, statuses) if status]
+  found = {}
+  for seed, category in pairs:
+    path = os.path.join(workdir, f'seed_{seed}', category, 'results.json')
+    if (seed, category) not in failed:
+      with open(path) as file:
+        found.setdefault(seed, {})[category] = json.load(file)
+  for seed, rows in found.items():
+    results_lib.write_tables(rows, os.path.join(workdir, f'seed_{seed}'))
+  table = write_summary(found, workdir) if found else ''
+  if failed:
+    logs = ', '.join(f'{workdir}/seed_{s}/{c}.log' for s, c in failed)
+    raise SweepError(f'{len(failed)} of {len(pairs)} runs failed; see {logs}')
+  return table
+
+
+def summarize(
+  found: Mapping[int, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+  """Mean and standard deviation (n - 1) over seeds.
+
+  Args:
+    found: {seed: {category: results}}.
+
+  Returns:
+    {category: {metric: {'mean', 'std', 'seeds'}}}; the row 'mean' is of the
+    means over categories, seed by seed. A metric undefined in one run is NaN.
+  """
+  columns = results_lib.TABLE_COLUMNS
+  values: dict[str, dict[str, list[float]]] = {}
+  for rows in found.values():
+    flat = {c: results_lib.flatten(metrics) for c, metrics in rows.items()}
+    for column in columns:
+      cells = {c: _number(row.get(column)) for c, row in flat.items()}
+      cells['mean'] = float(np.mean(list(cells.values())))
+      for category, value in cells.items():
+        by_metric = values.setdefault(category, {})
+        by_metric.setdefault(column, []).append(value)
+  mean = values.pop('mean')
+  return {
+    category: {
+      column: {
+        'mean': float(np.mean(cells)),
+        'std': float(np.std(cells, ddof=1)) if len(cells) > 1 else math.nan,
+        'seeds': len(cells),
+      }
+      for column, cells in by_metric.items()
+      if not np.all(np.isnan(cells))
+    }
+    for category, by_metric in (*values.items(), ('mean', mean))
+  }
+
+
+def write_summary(
+  found: Mapping[int, Mapping[str, Mapping[str, Any]]], workdir: str
+) -> str:
+  """Writes results.json, .csv and .md of a sweep; returns the Markdown."""
+  summary = summarize(found)
+  columns = [c for c in results_lib.TABLE_COLUMNS if c in summary['mean']]
+  lines = [
+    '| ' + ' | '.join(['category', 'seeds', *columns]) + ' |',
+    '|---|' + '---:|' * (len(columns) + 1),
+  ]
+  sheet = [','.join(['category', 'metric', 'mean', 'std', 'seeds'])]
+  for category, row in summary.items():
+    cells = [_percent(row[c]) if c in row else '' for c in columns]
+    seeds = max((cell['seeds'] for cell in row.values()), default=0)
+    lines.append('| ' + ' | '.join([category, str(seeds), *cells]) + ' |')
+    for metric, cell in row.items():
+      numbers = [repr(cell['mean']), repr(cell['std']), str(cell['seeds'])]
+      sheet.append(','.join([category, metric, *numbers]))
+  table = '\n'.join(lines) + '\n'
+  results_lib.write_json(os.path.join(workdir, 'results.json'), summary)
+  results_lib.write_text(os.path.join(workdir, 'results.md'), table)
+  results_lib.write_text(
+    os.path.join(workdir, 'results.csv'), '\n'.join(sheet) + '\n'
+  )
+  return table
+
+
+def _number(value: Any) -> float:
+  return math.nan if value is None else float(value)
+
+
+def _percent(cell: Mapping[str, float]) -> str:
+  text = f'{100 * cell["mean"]:.2f}'
+  if math.isnan(cell['std']):
+    return text
+  return f'{text} ± {100 * cell["std"]:.2f}'

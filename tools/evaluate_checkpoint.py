@@ -1,0 +1,47 @@
+"""Evaluates the checkpoint of a category, or of every category of a run.
+
+  python tools/evaluate_checkpoint.py --workdir W [--data DIR] --output DIR
+
+Writes results.json, results.csv, results.md and pictures below the output; with
+--maps also the float32 maps, in the layout tools/evaluate_maps.py reads.
+"""
+
+from absl import app
+from absl import flags
+
+from dmdd_jax import cli
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
+_DATA = flags.DEFINE_string('data', None, "Data root; the training's if empty.")
+_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
+_MAPS = flags.DEFINE_string('maps', None, 'Folder to write the maps to.')
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if empty.')
+_RESOLUTIONS = flags.DEFINE_list('resolutions', None, 'model, native or both.')
+_SMOOTHING = flags.DEFINE_float('smoothing_sigma', None, 'Pixels; 0 is none.')
+_BOOTSTRAP = flags.DEFINE_integer('bootstrap', None, 'Resamples; 0 is none.')
+
+
+def main(argv: list[str]) -> None:
+  """Evaluates and prints the table."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  from dmdd_jax import evaluate  # After the flags: jax takes a second.
+
+  options = {
+    'resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
+    'smoothing_sigma': _SMOOTHING.value,
+    'bootstrap': _BOOTSTRAP.value,
+  }
+  table = evaluate.evaluate_run(
+    _WORKDIR.value,
+    data_root=_DATA.value,
+    eval_options={k: v for k, v in options.items() if v is not None},
+    step=_STEP.value,
+    output=_OUTPUT.value,
+    maps=_MAPS.value,
+  )
+  print(table)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,43 @@
+"""Evaluates anomaly maps of any software against MVTec-style ground truth.
+
+  python tools/evaluate_maps.py --maps DIR --data DIR --output DIR
+
+DIR/CATEGORY/test/DEFECT/ID.tiff (or .npy), float32, one for every test image.
+Writes results.json, results.csv and results.md.
+"""
+
+from absl import app
+from absl import flags
+
+from dmdd_jax import cli
+from dmdd_jax import evaluate_maps
+from dmdd_jax.metrics import results
+
+_MAPS = flags.DEFINE_string('maps', None, 'Folder of maps.', required=True)
+_DATA = flags.DEFINE_string('data', None, 'Folder of the data.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
+_CATEGORIES = flags.DEFINE_list('categories', [], 'All with maps if empty.')
+_TOP = flags.DEFINE_integer(
+  'score_top_pixels', 100, 'Image score: mean of so many highest pixels.'
+)
+_BOOTSTRAP = flags.DEFINE_integer('bootstrap', 0, 'Resamples; 0 is none.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resamples.')
+
+
+def main(argv: list[str]) -> None:
+  """Evaluates and prints the table."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  rows = evaluate_maps.evaluate_maps(
+    _MAPS.value,
+    _DATA.value,
+    _CATEGORIES.value,
+    score_top_pixels=_TOP.value,
+    bootstrap=_BOOTSTRAP.value,
+    seed=_SEED.value,
+  )
+  print(results.write_tables(rows, _OUTPUT.value))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,42 @@
+"""Runs categories x seeds and tabulates mean and standard deviation.
+
+  python tools/run_categories.py --config configs/mvtec.py --seeds 0,1,2 \
+    --categories screw,toothbrush --workdir runs/sweep --processes 2 \
+    -- --config.data.root=data/mvtec
+
+Arguments after `--` go to every run. The same command again runs what is left.
+"""
+
+import runpy
+
+from absl import flags
+
+from dmdd_jax import cli
+from dmdd_jax import sweep
+
+_CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
+_CATEGORIES = flags.DEFINE_list('categories', [], "The config's if empty.")
+_SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder.', required=True)
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'Runs at a time.')
+
+
+def main(argv: list[str]) -> None:
+  """Runs and prints the table."""
+  categories = _CATEGORIES.value
+  if not categories:
+    config = runpy.run_path(_CONFIG.value)['get_config']()
+    categories = config.data.category.split(',')
+  table = sweep.run(
+    _CONFIG.value,
+    categories,
+    seeds=[int(seed) for seed in _SEEDS.value],
+    workdir=_WORKDIR.value,
+    processes=_PROCESSES.value,
+    overrides=argv[1:],
+  )
+  print(table)
+
+
+if __name__ == '__main__':
+  cli.run(main)
