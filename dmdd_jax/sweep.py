@@ -1,7 +1,7 @@
 """Categories x seeds, in several processes, resumable; mean and deviation.
 
-Each pair is a `python -m dmdd_jax.main` of its own in WORKDIR/seed_S; a finished
-pair is not run again, an interrupted one goes on from its checkpoint.
+Each pair is a `python -m dmdd_jax.main` of its own in WORKDIR/seed_S; one that
+is finished is not run again, an interrupted one goes on from its checkpoint.
 
 Synopsis:
 

@@ -1,0 +1,160 @@
+"""Evaluation with a fake model whose right answer is computed by hand."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import default
+from dmdd_jax import calibration as calibration_lib
+from dmdd_jax import evaluate
+from dmdd_jax import steps
+from dmdd_jax.data import batches
+from dmdd_jax.data import maps as map_files
+from dmdd_jax.data import records as records_lib
+
+SIZE = 32
+
+
+class FakePredictor:
+  """Says that red is anomalous: the map is the red channel over 255."""
+
+  def __init__(self, config):
+    self.config = config
+    self.seen = []
+
+  def over_records(self, state, fusion, records):
+    del state, fusion
+    for batch in batches.eval_batches(records, SIZE, 3):
+      count = int(batch['_mask'].sum())
+      batch = {key: rows[:count] for key, rows in batch.items()}
+      maps = batch['image'][..., 0].astype(np.float32) / 255.0
+      self.seen.append(count)
+      prediction = steps.Prediction(
+        map=maps,
+        score=maps.max(axis=(1, 2)),
+        maps_mean=1.0 - maps,
+        maps_mean_score=(1.0 - maps).max(axis=(1, 2)),
+        logit=maps,
+      )
+      yield batch, prediction
+
+
+@pytest.fixture
+def records(tmp_path):
+  """Three good black images, two with a red square that the mask covers."""
+  for folder in ('train/good', 'test/good', 'test/red', 'ground_truth/red'):
+    (tmp_path / 'toy' / folder).mkdir(parents=True)
+  black = np.zeros((2 * SIZE, 2 * SIZE, 3), np.uint8)
+  Image.fromarray(black).save(tmp_path / 'toy/train/good/0.png')
+  for index in range(3):
+    Image.fromarray(black).save(tmp_path / f'toy/test/good/{index}.png')
+  mask = np.zeros((2 * SIZE, 2 * SIZE), np.uint8)
+  mask[8:24, 16:40] = 255
+  for index in range(2):
+    red = black.copy()
+    red[..., 0] = mask
+    Image.fromarray(red).save(tmp_path / f'toy/test/red/{index}.png')
+    Image.fromarray(mask).save(tmp_path / f'toy/ground_truth/red/{index}.png')
+  return records_lib.list_mvtec(str(tmp_path), 'toy').test
+
+
+def _config(**options):
+  config = default.get_config()
+  config.data.image_size = SIZE
+  config.data.category = 'toy'
+  config.eval.update(options)
+  return config
+
+
+def _calibration(threshold=0.5):
+  return calibration_lib.Calibration(
+    steps.Fusion(), threshold, threshold, 1.0, 4
+  )
+
+
+def test_every_image_counts_once_and_the_oracle_is_perfect(records):
+  predictor = FakePredictor(_config())
+  metrics = evaluate.evaluate(predictor, None, _calibration(), records)
+  assert sum(predictor.seen) == len(records) == 5
+  for name in ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap', 'au_pro'):
+    assert metrics[name] == 1.0
+    assert metrics['resolution'] == 'model'
+  # The control is the map upside down: it is as wrong as it can be.
+  assert metrics['maps_mean']['pixel_auroc'] == 0.0
+  assert metrics['maps_mean']['image_auroc'] == pytest.approx(0.5)
+
+
+def test_what_a_threshold_costs(records):
+  predictor = FakePredictor(_config())
+  at = evaluate.evaluate(predictor, None, _calibration(0.5), records)
+  at = at['at_threshold']
+  assert at['image_precision'] == at['image_recall'] == at['pixel_f1'] == 1.0
+  assert at['image_false_positive_rate'] == 0.0
+  # At 0 every image and every pixel is called defective.
+  at = evaluate.evaluate(predictor, None, _calibration(0.0), records)
+  at = at['at_threshold']
+  assert at['image_precision'] == pytest.approx(2 / 5)
+  assert at['image_false_positive_rate'] == 1.0
+  share = 2 * 16 * 24 / (5 * 64 * 64)
+  assert at['pixel_precision'] == pytest.approx(share)
+
+
+def test_native_resolution_uses_each_masks_own_size(records, tmp_path):
+  predictor = FakePredictor(_config(resolutions=('native', 'model')))
+  metrics = evaluate.evaluate(
+    predictor, None, _calibration(), records, maps=str(tmp_path / 'maps')
+  )
+  assert metrics['resolution'] == 'native'
+  # The square's edges fall between pixels of the map: still ranked rightly.
+  assert metrics['pixel_auroc'] == metrics['model']['pixel_auroc'] == 1.0
+  stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', records[-1])
+  native = map_files.read_map(map_files.find_map(stem))
+  assert native.shape == (2 * SIZE, 2 * SIZE)
+  # At half way up the blurred edge the native map has the mask's exact area.
+  assert np.count_nonzero(native > 0.5) == 16 * 24
+
+
+def test_maps_are_written_as_they_were_scored(records, tmp_path):
+  predictor = FakePredictor(_config())
+  evaluate.evaluate(
+    predictor, None, _calibration(), records, maps=str(tmp_path / 'maps')
+  )
+  for record in records:
+    stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', record)
+    found = map_files.read_map(map_files.find_map(stem))
+    image = records_lib.read_image(record.image, SIZE)
+    np.testing.assert_array_equal(
+      found, image[..., 0].astype(np.float32) / 255.0
+    )
+
+
+def test_pictures_show_the_extremes_of_each_label(records, tmp_path):
+  predictor = FakePredictor(_config(pictures=1))
+  evaluate.evaluate(
+    predictor, None, _calibration(), records, pictures=str(tmp_path / 'p')
+  )
+  names = sorted(path.name.rsplit('_', 3)[0] for path in tmp_path.glob('p/*'))
+  assert names == [
+    'defect_found',
+    'defect_missed',
+    'good_alarming',
+    'good_clear',
+  ]
+
+
+def test_undefined_figures_are_null_with_a_reason(records):
+  good = [record for record in records if not record.label]
+  metrics = evaluate.evaluate(
+    FakePredictor(_config()), None, _calibration(), good
+  )
+  assert np.isnan(metrics['image_auroc']) and np.isnan(metrics['au_pro'])
+  assert 'image_auroc' in metrics['undefined']
+  json.dumps(metrics, default=float)
+
+
+def test_an_unknown_resolution_is_refused(records):
+  predictor = FakePredictor(_config(resolutions=('full',)))
+  with pytest.raises(ValueError, match=r'eval\.resolutions.*native'):
+    evaluate.evaluate(predictor, None, _calibration(), records)
