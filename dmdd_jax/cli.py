@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from absl import app
+from absl import flags
 from absl import logging
 import ml_collections
 
@@ -48,11 +49,15 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses the flags; a config that cannot be read ends the program."""
+  """Parses the flags; one that cannot be used ends the program."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (*USER_ERRORS, AttributeError, KeyError, TypeError) as error:
-    sys.exit(f'error: {explain_config_error(argv) or error}')
+    rest = flags.FLAGS(argv)
+  except (*USER_ERRORS, flags.Error, AttributeError, KeyError, TypeError) as e:
+    sys.exit(f'error: {explain_config_error(argv) or e}')
+  # To absl, a config file that is not there is an error only when it is read.
+  if missing := _missing_file(_config_arguments(argv)):
+    sys.exit(f'error: {missing}')
+  return rest
 
 
 def explain_config_error(argv: Sequence[str]) -> str | None:
@@ -63,9 +68,11 @@ def explain_config_error(argv: Sequence[str]) -> str | None:
     the error of the config file itself; None if all of it is fine.
   """
   given = _config_arguments(argv)
-  path, _, argument = given.get('', '').partition(':')
-  if not os.path.isfile(path):
-    return f'--config: there is no file {path!r} (in {os.getcwd()})'
+  if not given:
+    return None
+  if missing := _missing_file(given):
+    return missing
+  path, _, argument = given[''].partition(':')
   try:
     get_config = runpy.run_path(path)['get_config']
     config = get_config(argument) if argument else get_config()
@@ -78,6 +85,14 @@ def explain_config_error(argv: Sequence[str]) -> str | None:
         return _unknown(name, key, node)
       node = node[key]
   return None
+
+
+def _missing_file(given: dict[str, str]) -> str | None:
+  """What to say where the config file of some arguments is not there."""
+  path = given.get('', '').partition(':')[0]
+  if not given or os.path.isfile(path):
+    return None
+  return f'--config: there is no file {path!r} (in {os.getcwd()})'
 
 
 def _config_arguments(argv: Sequence[str]) -> dict[str, str]:

@@ -134,7 +134,7 @@ def evaluate(
     asked for, the figures at the masks' own sizes stand under `native`.
   """
   config = predictor.config
-  _check_resolutions(config.eval.resolutions)
+  check_options(config.eval)
   with contextlib.ExitStack() as stack:
     stores = {
       (resolution, kind): stack.enter_context(results_lib.MapStore())
@@ -159,7 +159,11 @@ def evaluate(
       for resolution, kinds in found.items()
     }
     first, *others = config.eval.resolutions
-    metrics = {**found[first], 'resolution': first}
+    metrics = {
+      **found[first],
+      'resolution': first,
+      'smoothing_sigma': config.eval.smoothing_sigma,
+    }
     metrics |= {other: found[other] for other in others}
     store = stores[first, 'map']
     metrics['at_threshold'] = _at_threshold(
@@ -181,12 +185,16 @@ def evaluate(
   return metrics
 
 
-def _check_resolutions(resolutions: Sequence[str]) -> None:
+def check_options(options: ml_collections.ConfigDict) -> None:
+  """Raises ValueError where `config.eval` asks for the impossible."""
+  resolutions = tuple(options.resolutions)
   if not resolutions or not set(resolutions) <= set(RESOLUTIONS):
     raise ValueError(
-      f'config.eval.resolutions is {tuple(resolutions)}; choose from'
-      f' {RESOLUTIONS}'
+      f'config.eval.resolutions is {resolutions}; choose from {RESOLUTIONS}'
     )
+  for field in ('batch_size', 'score_top_pixels'):
+    if options[field] < 1:
+      raise ValueError(f'config.eval.{field} must be >= 1, is {options[field]}')
 
 
 def _collect(
@@ -210,7 +218,8 @@ def _collect(
           truth = records_lib.native_mask(record)
           anomaly_map = map_files.resize_map(anomaly_map, truth.shape)
         store.append(anomaly_map, truth)
-  return {kind: np.concatenate(parts) for kind, parts in scores.items()}
+  none = np.zeros(0, np.float32)  # A test split may be empty.
+  return {k: np.concatenate([none, *parts]) for k, parts in scores.items()}
 
 
 def _at_threshold(

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
   if workdir is None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
+  use_compilation_cache()
   logging.info('devices: %s', jax.devices())
   if _MODE.value == 'train':
     from dmdd_jax import train  # Imports TensorFlow, which evaluation need not.
@@ -50,6 +51,18 @@ def main(argv: list[str]) -> None:
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
   print(f'pictures: {os.path.join(workdir, "*", "pictures")}')
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs for the next run, in the user's cache folder.
+
+  `JAX_COMPILATION_CACHE_DIR` names another folder.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(folder, 'dmdd_jax', 'xla')
+    )
 
 
 if __name__ == '__main__':

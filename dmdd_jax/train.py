@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 from absl import logging
-from clu import metric_writers
 from clu import parameter_overview
 import jax
 import ml_collections
@@ -111,6 +110,7 @@ class Trainer:
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config, self.workdir = config, os.path.abspath(workdir)
+    _check_numbers(config)
     self.mesh = sharding.make_mesh()
     sharding.check_batch_size(
       self.mesh, config.train.batch_size, 'train.batch_size'
@@ -137,6 +137,8 @@ class Trainer:
       raise
     self.step_functions = steps.make_train_steps(config, self.model, self.mesh)
     self.predictor = evaluate.Predictor(config, self.mesh)
+    from clu import metric_writers  # TensorFlow takes seconds to import.
+
     self.writer = metric_writers.SummaryWriter(self.workdir)
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
 
@@ -146,12 +148,7 @@ class Trainer:
       return
     self.meta = checkpoint.read_meta(self.manager)
     checkpoint.check_config(self.directory, self.meta['config'], self.config)
-    if self.meta['teacher_fingerprint'] != self.fingerprint:
-      raise checkpoint.CheckpointError(
-        f'the checkpoints in {self.directory} were trained with another'
-        f' teacher, {self.meta["teacher_fingerprint"]}; config.teacher.weights'
-        f' = {self.config.teacher.weights!r} is {self.fingerprint}'
-      )
+    _check_teacher(self.directory, self.meta, self.config, self.fingerprint)
     self.state = checkpoint.restore(self.manager, self.state)
 
   def _write_config(self) -> None:
@@ -209,10 +206,15 @@ class Trainer:
       for name, value in metrics.items():
         if not np.isfinite(value):
           kept = checkpoint.latest_step(self.manager)
+          found = 'There is no checkpoint yet.'
+          if kept is not None:
+            found = (
+              f'The last checkpoint, of step {kept}, is kept in'
+              f' {self.directory}.'
+            )
           raise NonFiniteError(
-            f'{name} is {value} at step {step} ({phase}). The last checkpoint,'
-            f' of step {kept}, is kept in {self.directory}. Lower'
-            f' config.train.student.learning_rate or .head.learning_rate, or'
+            f'{name} is {value} at step {step} ({phase}). {found} Lower'
+            ' config.train.student.learning_rate or .head.learning_rate, or'
             ' set their clip_norm.'
           )
     names = pending[-1][1]
@@ -357,6 +359,21 @@ def train_and_evaluate(
   return trainer.state, summary
 
 
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError where a number would only be missed after hours."""
+  evaluate.check_options(config.eval)
+  for field in (
+    'total_steps',
+    'log_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+  ):
+    if config.train[field] < 1:
+      raise ValueError(
+        f'config.train.{field} must be >= 1, is {config.train[field]}'
+      )
+
+
 def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The names in `data.category`, which may be a comma list."""
   names = tuple(n.strip() for n in config.data.category.split(',') if n.strip())
@@ -370,12 +387,21 @@ def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 def for_category(
   config: ml_collections.ConfigDict, category: str
 ) -> ml_collections.ConfigDict:
-  """The config of one category: its row of `config.per_category` applied."""
+  """The config of one category: its row of `config.per_category` applied.
+
+  Raises:
+    ValueError: the row has a field that the config has not, or of another type.
+  """
   single = ml_collections.ConfigDict(config.to_dict())
   single.data.category = category
   changes = single.per_category.get(category, {})
   del single.per_category
-  single.update(changes)
+  try:
+    single.lock().update(changes)
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f'config.per_category.{category}: {error.args[0]}'
+    ) from error
   return single
 
 
@@ -422,7 +448,7 @@ def read_finished(
   """The results of a finished run of this config, or None.
 
   Raises:
-    CheckpointError: there are results, but of another config.
+    CheckpointError: there are results, but of another config or teacher.
   """
   path = os.path.join(directory, 'results.json')
   if not os.path.exists(path):
@@ -432,7 +458,26 @@ def read_finished(
   checkpoint.check_config(directory, results['config'], config)
   if results['step'] < config.train.total_steps:
     return None
+  arch, weights = config.teacher.arch, config.teacher.weights
+  if weights != results['config']['teacher']['weights']:
+    _, fingerprint = pretrained.load(arch, weights, rng_seed=config.seed)
+    _check_teacher(directory, results, config, fingerprint)
   return results
+
+
+def _check_teacher(
+  directory: str,
+  found: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  fingerprint: str,
+) -> None:
+  """Refuses a checkpoint or results of another teacher than this run's."""
+  if found['teacher_fingerprint'] != fingerprint:
+    raise checkpoint.CheckpointError(
+      f'{directory} is of another teacher, {found["teacher_fingerprint"]};'
+      f' config.teacher.weights = {config.teacher.weights!r} is {fingerprint}.'
+      ' Use another --workdir, or the same weights to go on.'
+    )
 
 
 def _make_workdir(workdir: str) -> None:

@@ -108,9 +108,9 @@ def train_dataset(
       shard=shard,
     )
     normal = tf.cast(tf.gather(images, examples), tf.float32) / 255.0
-    keys = synthesis.make_keys(seed, examples, epochs)
-    normal = synthesis.augment(normal, keys, options)
-    image, mask = synthesis.synthesize(normal, textures, keys, options)
+    draws = synthesis.draw(seed, examples, epochs)
+    normal = synthesis.augment(normal, draws, options)
+    image, mask = synthesis.synthesize(normal, textures, draws, options)
     label = tf.cast(tf.reduce_max(mask, axis=(1, 2, 3)), tf.int32)
     ones = tf.ones_like(label, tf.float32)
     return {

@@ -6,36 +6,42 @@ ellipse or rectangle, since Perlin blobs cover some 5 % of an image and teach
 nothing of a part that is missing. Fillings are textures or the image itself
 from elsewhere.
 
-Every draw is keyed by (seed, example, epoch) and a purpose: the same key gives
-the same pair at any batch size, parallelism, order or host count.
+Every draw is keyed by (seed, example, epoch): the same key gives the same pair
+at any batch size, parallelism, order or host count.
 
 Synopsis:
 
   options = synthesis.Options(image_size=256, opacity_max=0.8)
-  image, mask = synthesis.synthesize(normal, textures, keys, options)
+  draws = synthesis.draw(seed, examples, epochs)
+  image, mask = synthesis.synthesize(normal, textures, draws, options)
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
 
 import numpy as np
 import tensorflow as tf
 
+Draws = Mapping[str, tf.Tensor]
+
 # Grid cells per axis are 2**0 .. 2**(LEVELS - 1).
 LEVELS = 6
 _GRID = 2 ** (LEVELS - 1) + 1
-# Purposes of the draws, folded into the key.
-(
-  _SCALE,
-  _ANGLES,
-  _ROTATION,
-  _TEXTURE,
-  _OPACITY,
-  _KIND,
-  _SHAPE,
-  _SHIFT,
-  _TURN,
-) = range(9)
+# How many uniform numbers each purpose takes from an example's stream, in
+# order. Appending keeps what the others get; reordering changes every pair.
+_DRAWS = {
+  'turn': 2,
+  'scale': 2,
+  'rotation': 1,
+  'texture': 1,
+  'opacity': 1,
+  'kind': 3,
+  'shape': 6,
+  'shift': 2,
+  'angles': _GRID * _GRID,
+}
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Of Threefry-2x32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,26 +100,59 @@ class Options:
         )
 
 
-def make_keys(seed: int, examples: tf.Tensor, epochs: tf.Tensor) -> tf.Tensor:
-  """Keys (B, 2) int32 of the draws for (seed, example, epoch), each (B,)."""
-  fold = tf.random.experimental.stateless_fold_in
+def threefry(
+  key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Threefry-2x32 with 20 rounds on uint32 tensors that broadcast.
 
-  def one(pair):
-    key = tf.constant([seed & 0x7FFFFFFF, 0x5EED], tf.int32)
-    return fold(fold(key, pair[0]), pair[1])
+  A counter-based generator: each output is a function of (key, counter) alone.
+  Written in elementwise ops since tf.random's stateless ops take one key a
+  call, and a batch here has a key for every example.
 
-  pairs = tf.stack([tf.cast(examples, tf.int32), tf.cast(epochs, tf.int32)], 1)
-  return tf.map_fn(one, pairs, fn_output_signature=tf.int32)
+  Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
+  """
+  keys = (*key, key[0] ^ key[1] ^ tf.constant(0x1BD11BDA, tf.uint32))
+  x, y = counter[0] + keys[0], counter[1] + keys[1]
+  for group in range(5):
+    for rotation in _ROTATIONS[group % 2]:
+      x = x + y
+      left = tf.bitwise.left_shift(y, tf.constant(rotation, tf.uint32))
+      right = tf.bitwise.right_shift(y, tf.constant(32 - rotation, tf.uint32))
+      y = (left | right) ^ x
+    x = x + keys[(group + 1) % 3]
+    y = y + keys[(group + 2) % 3] + tf.constant(group + 1, tf.uint32)
+  return x, y
 
 
-def _uniform(keys: tf.Tensor, purpose: int, shape: tuple[int, ...]):
-  """U(0, 1) of shape (B, *shape), row i drawn from keys[i] and the purpose."""
+def draw(
+  seed: int, examples: tf.Tensor, epochs: tf.Tensor
+) -> dict[str, tf.Tensor]:
+  """The random numbers of some examples, each keyed by its own identity.
 
-  def one(key):
-    key = tf.random.experimental.stateless_fold_in(key, purpose)
-    return tf.random.stateless_uniform(shape, key, alg='philox')
+  Args:
+    seed: of the run; its lowest 32 bits count.
+    examples: (B,) int64, >= 0, index of the image.
+    epochs: (B,) int64, >= 0.
 
-  return tf.map_fn(one, keys, fn_output_signature=tf.float32)
+  Returns:
+    {purpose: (B, n) float32 in [0, 1)} for the purposes of a pair.
+  """
+  total = sum(_DRAWS.values())
+  key = (
+    tf.constant(seed & 0xFFFFFFFF, tf.uint32),
+    tf.cast(examples, tf.uint32)[:, None],
+  )
+  index = tf.range((total + 1) // 2, dtype=tf.int64)
+  counter = (
+    tf.cast(epochs, tf.uint32)[:, None],
+    tf.cast(index, tf.uint32)[None, :],
+  )
+  bits = tf.concat(threefry(key, counter), axis=1)
+  bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
+  numbers = tf.cast(bits, tf.float32) * 2.0**-24
+  sizes = list(_DRAWS.values())
+  parts = tf.split(numbers[:, :total], sizes, axis=1)
+  return dict(zip(_DRAWS, parts))
 
 
 def _perlin_tables(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,11 +175,11 @@ def _perlin_tables(size: int) -> tuple[np.ndarray, np.ndarray]:
   return np.float32(fade), np.float32(slope)
 
 
-def perlin_noise(keys: tf.Tensor, size: int) -> tf.Tensor:
+def perlin_noise(draws: Draws, size: int) -> tf.Tensor:
   """Perlin noise (B, size, size), float32, grid 2**U{0..5} cells per axis."""
   fade, slope = _perlin_tables(size)
-  level = tf.cast(_uniform(keys, _SCALE, (2,)) * LEVELS, tf.int32)
-  angles = _uniform(keys, _ANGLES, (_GRID, _GRID)) * (2.0 * math.pi)
+  level = tf.cast(draws['scale'] * LEVELS, tf.int32)
+  angles = tf.reshape(draws['angles'], [-1, _GRID, _GRID]) * (2.0 * math.pi)
   fade_y, fade_x = (tf.gather(fade, level[:, i]) for i in range(2))
   slope_y, slope_x = (tf.gather(slope, level[:, i]) for i in range(2))
   noise = tf.matmul(
@@ -194,34 +233,34 @@ def _rotate(
   )
 
 
-def perlin_mask(keys: tf.Tensor, options: Options) -> tf.Tensor:
+def perlin_mask(draws: Draws, options: Options) -> tf.Tensor:
   """Rotated, thresholded Perlin noise: (B, S, S, 1) bool; some are empty."""
-  noise = perlin_noise(keys, options.image_size)[..., None]
-  turn = 2.0 * _uniform(keys, _ROTATION, ()) - 1.0
+  noise = perlin_noise(draws, options.image_size)[..., None]
+  turn = 2.0 * draws['rotation'][:, 0] - 1.0
   angles = turn * math.radians(options.rotation_degrees)
   return _rotate(noise, angles) > options.threshold
 
 
-def region_mask(keys: tf.Tensor, options: Options) -> tf.Tensor:
+def region_mask(draws: Draws, options: Options) -> tf.Tensor:
   """One rotated ellipse or rectangle each: (B, S, S, 1) bool.
 
   The area is log-uniform in the options' bounds, the aspect ratio log-uniform
   in [1/3, 3], the centre uniform in the image (so a region may be cut off).
   """
   size = options.image_size
-  draw = _uniform(keys, _SHAPE, (6,))
+  shape = draws['shape']
   low = math.log(max(options.region_area_min, 1e-4))
   high = math.log(max(options.region_area_max, options.region_area_min, 1e-4))
-  area = tf.exp(low + (high - low) * draw[:, 0])
-  aspect = tf.exp((2.0 * draw[:, 1] - 1.0) * math.log(3.0))
-  is_ellipse = draw[:, 5] < 0.5
+  area = tf.exp(low + (high - low) * shape[:, 0])
+  aspect = tf.exp((2.0 * shape[:, 1] - 1.0) * math.log(3.0))
+  is_ellipse = shape[:, 5] < 0.5
   # Half axes in image sides: area = pi a b of an ellipse, 4 a b of a rectangle.
   unit = tf.sqrt(area / tf.where(is_ellipse, math.pi, 4.0))
   half_y, half_x = unit * tf.sqrt(aspect), unit / tf.sqrt(aspect)
-  angle = draw[:, 4] * math.pi
+  angle = shape[:, 4] * math.pi
   grid = (tf.range(size, dtype=tf.float32) + 0.5) / size
-  y = grid[None, :, None] - draw[:, 2][:, None, None]
-  x = grid[None, None, :] - draw[:, 3][:, None, None]
+  y = grid[None, :, None] - shape[:, 2][:, None, None]
+  x = grid[None, None, :] - shape[:, 3][:, None, None]
   cos, sin = (f(angle)[:, None, None] for f in (tf.cos, tf.sin))
   u = (cos * y + sin * x) / half_y[:, None, None]
   v = (cos * x - sin * y) / half_x[:, None, None]
@@ -233,22 +272,21 @@ def region_mask(keys: tf.Tensor, options: Options) -> tf.Tensor:
   return inside[..., None]
 
 
-def augment(images: tf.Tensor, keys: tf.Tensor, options: Options) -> tf.Tensor:
+def augment(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
   """Turns images (B, S, S, 3) as `rotate_90` and `rotate_degrees` allow."""
   if not options.rotate_90 and not options.rotate_degrees:
     return images
-  draw = _uniform(keys, _TURN, (2,))
-  angles = (2.0 * draw[:, 0] - 1.0) * math.radians(options.rotate_degrees)
-  quarters = tf.cast(4.0 * draw[:, 1], tf.int32) * int(options.rotate_90)
+  turn = draws['turn']
+  angles = (2.0 * turn[:, 0] - 1.0) * math.radians(options.rotate_degrees)
+  quarters = tf.cast(4.0 * turn[:, 1], tf.int32) * int(options.rotate_90)
   turned = _rotate(images, angles, 'REFLECT', quarters)
   return tf.clip_by_value(turned, 0.0, 1.0)
 
 
-def _roll_from_elsewhere(normal: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+def _roll_from_elsewhere(normal: tf.Tensor, draws: Draws) -> tf.Tensor:
   """Each image rolled by a quarter to three quarters of its side."""
   size = normal.shape[1]
-  draw = _uniform(keys, _SHIFT, (2,))
-  shift = tf.cast((0.25 + 0.5 * draw) * size, tf.int32)
+  shift = tf.cast((0.25 + 0.5 * draws['shift']) * size, tf.int32)
   positions = tf.range(size)[None, :]
   rows = tf.math.floormod(positions + shift[:, 0:1], size)
   columns = tf.math.floormod(positions + shift[:, 1:2], size)
@@ -257,37 +295,51 @@ def _roll_from_elsewhere(normal: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
 
 
 def synthesize(
-  normal: tf.Tensor, textures: tf.Tensor, keys: tf.Tensor, options: Options
+  normal: tf.Tensor, textures: tf.Tensor, draws: Draws, options: Options
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Paints one anomaly, or none, on each image.
 
   Args:
     normal: (B, S, S, 3) float32 in [0, 1].
     textures: (T, S, S, 3) uint8, T >= 1.
-    keys: (B, 2) int32 from `make_keys`.
+    draws: of the B examples, from `draw`.
     options: what to synthesise.
 
   Returns:
     The images (B, S, S, 3) float32 in [0, 1] and their masks (B, S, S, 1)
     float32, 1 exactly where an image differs from `normal`.
   """
-  opacity_key, kind = _uniform(keys, _OPACITY, ()), _uniform(keys, _KIND, (3,))
-  mask = perlin_mask(keys, options)
-  if options.region_share > 0.0:
-    use_region = kind[:, 0] < options.region_share
-    region = region_mask(keys, options)
-    mask = tf.where(use_region[:, None, None, None], region, mask)
-  is_clean = kind[:, 1] < options.clean_share
-  mask = tf.logical_and(mask, ~is_clean[:, None, None, None])
-
   count = tf.cast(tf.shape(textures)[0], tf.float32)
-  index = tf.cast(_uniform(keys, _TEXTURE, ()) * count, tf.int32)
-  filling = tf.cast(tf.gather(textures, index), tf.float32) / 255.0
+  index = tf.cast(draws['texture'][:, 0] * count, tf.int32)
+  return _paint(
+    normal,
+    tf.gather(textures, index),
+    _roll_from_elsewhere(normal, draws) if options.self_share else normal,
+    perlin_mask(draws, options),
+    {name: draws[name] for name in ('kind', 'shape', 'opacity')},
+    options,
+  )
+
+
+@tf.function(jit_compile=True)
+def _paint(
+  normal: tf.Tensor,
+  texture: tf.Tensor,
+  elsewhere: tf.Tensor,
+  mask: tf.Tensor,
+  draws: Draws,
+  options: Options,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The elementwise part of `synthesize`, fused by XLA."""
+  kind = draws['kind'][..., None, None, None]
+  if options.region_share > 0.0:
+    region = region_mask(draws, options)
+    mask = tf.where(kind[:, 0] < options.region_share, region, mask)
+  mask = tf.logical_and(mask, kind[:, 1] >= options.clean_share)
+  filling = tf.cast(texture, tf.float32) / 255.0
   if options.self_share > 0.0:
-    use_self = kind[:, 2] < options.self_share
-    elsewhere = _roll_from_elsewhere(normal, keys)
-    filling = tf.where(use_self[:, None, None, None], elsewhere, filling)
-  opacity = (options.opacity_max * opacity_key)[:, None, None, None]
+    filling = tf.where(kind[:, 2] < options.self_share, elsewhere, filling)
+  opacity = options.opacity_max * draws['opacity'][:, :, None, None]
   blend = (1.0 - opacity) * filling + opacity * normal
   change = tf.reduce_max(tf.abs(blend - normal), axis=-1, keepdims=True)
   seen = tf.logical_and(change > 0.0, change >= options.min_contrast)

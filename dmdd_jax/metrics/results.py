@@ -33,6 +33,8 @@ METRICS = (
 )
 
 
+# Nested dicts of metrics, whose entries get columns as maps_mean/pixel_auroc.
+_NESTED = ('maps_mean', 'at_threshold', 'native', 'model')
 # The columns of the Markdown table, for reading; the other files have all.
 TABLE_COLUMNS = (
   *(f'image_{name}' for name in _RANKING[:3]),
@@ -41,6 +43,8 @@ TABLE_COLUMNS = (
   'au_pro_005',
   *_EXTRA,
   *(f'maps_mean/{n}' for n in ('image_auroc', 'pixel_auroc', 'au_pro')),
+  *(f'native/{n}' for n in ('pixel_auroc', 'au_pro')),
+  *(f'at_threshold/{n}' for n in ('image_f1', 'pixel_f1')),
 )
 
 
@@ -312,9 +316,10 @@ def write_tables(rows, directory):
 
   Args:
     rows: {category: metrics}, metrics as of `compute`, with any further
-      numbers, texts and dicts. Numbers of the nested dict `maps_mean` get the
-      columns maps_mean/pixel_auroc and so on, those of `confidence` the
-      columns pixel_auroc_low and pixel_auroc_high. Other dicts and lists only
+      numbers, texts and dicts. Numbers of the nested dicts `maps_mean`,
+      `at_threshold`, `native` and `model` get columns such as
+      maps_mean/pixel_auroc, those of `confidence` pixel_auroc_low and
+      pixel_auroc_high. Other dicts and lists only
       go to results.json.
     directory: the folder, made if missing.
 
@@ -358,11 +363,12 @@ def write_json(path, document):
 
 
 def flatten(metrics):
-  """One row: numbers, texts, those of maps_mean, ends of the intervals."""
+  """One row: numbers, texts, those of nested dicts, ends of the intervals."""
   row = {k: v for k, v in metrics.items() if _is_cell(v)}
-  for key, value in (metrics.get('maps_mean') or {}).items():
-    if _is_cell(value):
-      row[f'maps_mean/{key}'] = value
+  for outer in _NESTED:
+    for key, value in (metrics.get(outer) or {}).items():
+      if _is_cell(value):
+        row[f'{outer}/{key}'] = value
   for key, (low, high) in metrics.get('confidence', {}).items():
     row[f'{key}_low'], row[f'{key}_high'] = low, high
   return row

@@ -169,6 +169,16 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
         f'config.{field} is {value!r}; choose one of {sorted(legal)}'
       )
   head = config.head
+  dilations = tuple(head.dilations)
+  if (
+    not dilations
+    or len(set(dilations)) < len(dilations)
+    or not all(isinstance(d, int) and d > 0 for d in dilations)
+  ):
+    raise ValueError(
+      'config.head.dilations must be different positive integers, is'
+      f' {dilations}'
+    )
   return DMDD(
     arch=config.teacher.arch,
     student_options=dict(config.student),
@@ -176,7 +186,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     head_input=head.input,
     head_options={
       'width': head.width,
-      'dilations': tuple(head.dilations),
+      'dilations': dilations,
       'channel_attention': head.channel_attention,
       'spatial_attention': head.spatial_attention,
     },
