@@ -210,9 +210,9 @@ def pro_200_thresholds(maps: np.ndarray, masks: np.ndarray) -> float:
         )
       )
     )
-  rates, overlaps = np.array(rates), np.array(overlaps)
-  keep = rates <= 0.3
-  return float(np.trapezoid(overlaps[keep], rates[keep]) / 0.3)
+  within = [rate for rate in rates if rate < 0.3]
+  overlaps = [*overlaps[: len(within)], np.interp(0.3, rates, overlaps)]
+  return float(np.trapezoid(overlaps, [*within, 0.3]) / 0.3)
 
 
 def bench_config(size: int = 256, batch_size: int = 8):

@@ -98,6 +98,11 @@ class Options:
         raise ValueError(
           f'config.synthesis.{name} must be in [0, 1], is {value}'
         )
+    if self.region_area_min > self.region_area_max:
+      raise ValueError(
+        f'config.synthesis.region_area_min = {self.region_area_min} is above'
+        f' region_area_max = {self.region_area_max}'
+      )
 
 
 def threefry(

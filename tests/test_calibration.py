@@ -1,0 +1,191 @@
+"""Thresholds and scales from held-out normals, against brute force."""
+
+import json
+import math
+
+import model_helpers
+import numpy as np
+import pytest
+
+from dmdd_jax import calibration
+from dmdd_jax import steps
+
+
+def brute_force_threshold(values, rate):
+  """The lowest of the values that at most `rate` of them exceed."""
+  flat = np.ravel(values).tolist()
+  fits = [
+    v for v in flat if sum(other > v for other in flat) <= rate * len(flat)
+  ]
+  return min(fits)
+
+
+@pytest.mark.parametrize(
+  'values, rate, expected',
+  [
+    ([3.0, 1.0, 2.0], 0.0, 3.0),
+    ([3.0, 1.0, 2.0], 0.3, 3.0),
+    ([3.0, 1.0, 2.0], 0.34, 2.0),
+    ([5.0], 0.5, 5.0),
+    ([1.0, 1.0, 1.0, 2.0], 0.25, 1.0),
+    # One may lie above, but two are tied at the top.
+    ([1.0, 2.0, 2.0], 0.34, 2.0),
+    ([7.0, 7.0, 7.0], 0.9, 7.0),
+    (np.arange(100.0), 0.01, 98.0),
+    # 0.29 * 100 is 28.999999999999996 in floating point: 29 are meant.
+    (np.arange(100.0), 0.29, 70.0),
+    (np.arange(99.0), 0.01, 98.0),
+    ([-1.0, -3.0], 0.5, -3.0),
+  ],
+)
+def test_threshold_by_hand(values, rate, expected):
+  assert calibration.threshold_at(np.array(values), rate) == expected
+
+
+def test_threshold_equals_brute_force():
+  rng = np.random.default_rng(0)
+  for size in (1, 2, 3, 7, 20):
+    for rate in (0.0, 0.011, 0.1, 0.26, 0.51, 0.99):
+      # Few distinct values, so most are tied; then none.
+      for values in (rng.integers(0, 5, size) / 4.0, rng.normal(size=size)):
+        found = calibration.threshold_at(values, rate)
+        assert found == brute_force_threshold(values, rate), (values, rate)
+        assert np.mean(values > found) <= rate
+
+
+def test_threshold_of_maps_ignores_their_shape_and_order():
+  maps = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
+  before = maps.copy()
+  found = calibration.threshold_at(maps, 0.05)
+  assert type(found) is float and found in maps
+  assert found == calibration.threshold_at(np.sort(maps.ravel()), 0.05)
+  assert np.count_nonzero(maps > found) == math.floor(0.05 * maps.size)
+  np.testing.assert_array_equal(maps, before)
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0, 2.0, math.nan])
+def test_threshold_refuses_what_is_no_rate(rate):
+  with pytest.raises(ValueError, match=r'image_fpr.*pixel_fpr.*\[0, 1\)'):
+    calibration.threshold_at(np.zeros(3), rate)
+
+
+# --- fusion ------------------------------------------------------------------
+
+
+def held_out(count=3, size=8, seed=0):
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(-3.0, 2.0, size=(count, size, size)).astype(np.float32)
+  maps_mean = rng.gamma(2.0, 0.05, size=logits.shape).astype(np.float32)
+  return logits, maps_mean
+
+
+def test_fusion_puts_normal_pixels_at_zero_and_their_99_percent_at_one():
+  logits, maps_mean = held_out()
+  config = model_helpers.tiny_config(head__maps_weight=0.5)
+  fusion = calibration.fit_fusion(config, logits, maps_mean)
+
+  def standardised(values):
+    center = np.median(values.astype(np.float64))
+    return (values - center) / (np.quantile(values, 0.99) - center)
+
+  expected = standardised(logits) + 0.5 * standardised(maps_mean)
+  np.testing.assert_allclose(
+    fusion(logits, maps_mean), expected, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_fusion_without_a_head_is_the_standardised_maps():
+  logits, maps_mean = held_out()
+  config = model_helpers.tiny_config(head__kind='none', head__maps_weight=0.3)
+  fusion = calibration.fit_fusion(config, maps_mean, maps_mean)
+  found = fusion(maps_mean, maps_mean)
+  np.testing.assert_allclose(np.median(found), 0.0, atol=1e-6)
+  np.testing.assert_allclose(np.quantile(found, 0.99), 1.0, rtol=1e-5)
+  # Whatever the logit is.
+  np.testing.assert_array_equal(fusion(logits, maps_mean), found)
+
+
+def test_fusion_of_constant_maps_is_finite():
+  flat = np.full((1, 4, 4), 0.25, np.float32)
+  fusion = calibration.fit_fusion(model_helpers.tiny_config(), flat, flat)
+  assert np.all(np.isfinite(fusion(flat, flat)))
+  assert fusion.head_scale > 0 and fusion.maps_scale > 0
+
+
+# --- the whole calibration ---------------------------------------------------
+
+
+def test_fit_by_hand():
+  config = model_helpers.tiny_config(
+    calibration__image_fpr=0.2, calibration__pixel_fpr=0.125
+  )
+  maps = np.arange(5 * 4 * 4, dtype=np.float32).reshape(5, 4, 4)
+  scores = np.array([0.1, 0.9, 0.3, 0.5, 0.2], np.float32)
+  fusion = steps.Fusion(head_center=1.0)
+  found = calibration.fit(config, fusion, maps, scores)
+  assert found.fusion == fusion
+  assert found.images == 5
+  # One of five images, and ten of 80 pixels, may lie above.
+  assert found.image_threshold == np.float32(0.5)
+  assert found.pixel_threshold == 69.0
+  np.testing.assert_allclose(found.image_scale, 0.9 - 0.3, rtol=1e-6)
+
+
+def test_one_image_is_enough_to_fit():
+  config = model_helpers.tiny_config()
+  maps = np.arange(16.0).reshape(1, 4, 4)
+  found = calibration.fit(config, steps.Fusion(), maps, np.array([2.0]))
+  assert found.image_threshold == 2.0 and found.pixel_threshold == 15.0
+  assert found.image_scale > 0.0 and found.images == 1
+
+
+def test_a_document_survives_json():
+  config = model_helpers.tiny_config()
+  logits, maps_mean = held_out()
+  fusion = calibration.fit_fusion(config, logits, maps_mean)
+  fitted = calibration.fit(
+    config, fusion, fusion(logits, maps_mean), np.array([1.0, 2.0, 4.0])
+  )
+  document = json.loads(json.dumps(fitted.to_dict(), allow_nan=False))
+  assert calibration.from_dict(document) == fitted
+  # What is stored does the same to a map.
+  np.testing.assert_array_equal(
+    calibration.from_dict(document).fusion(logits, maps_mean),
+    fusion(logits, maps_mean),
+  )
+
+
+def test_array_scalars_become_plain_numbers():
+  fusion = steps.Fusion(head_center=np.float32(0.5), head_scale=np.float64(2))
+  found = calibration.Calibration(
+    fusion, np.float32(1.5), np.float32(2.5), np.float32(1), np.int64(3)
+  )
+  document = json.loads(json.dumps(found.to_dict()))
+  assert document['fusion']['head_center'] == 0.5
+  assert document['pixel_threshold'] == 2.5 and document['images'] == 3
+
+
+@pytest.mark.parametrize(
+  'changes, expected',
+  [
+    ({'head__maps_weight': 0.25}, 3.0 + 0.25 * 0.5),
+    ({'head__maps_weight': 0.0}, 3.0),
+    ({'head__kind': 'none'}, 0.5),
+  ],
+)
+def test_uncalibrated_fuses_raw_units_and_has_no_thresholds(changes, expected):
+  found = calibration.uncalibrated(model_helpers.tiny_config(**changes))
+  assert found.images == 0 and found.image_scale > 0.0
+  assert math.isnan(found.image_threshold)
+  assert math.isnan(found.pixel_threshold)
+  assert found.fusion(np.array(3.0), np.array(0.5)) == expected
+  # No score is called defective by a threshold that is not there.
+  assert not np.any(np.array([-1e9, 1e9]) > found.image_threshold)
+
+
+def test_uncalibrated_survives_its_document():
+  found = calibration.uncalibrated(model_helpers.tiny_config())
+  again = calibration.from_dict(json.loads(json.dumps(found.to_dict())))
+  assert again.fusion == found.fusion and again.images == 0
+  assert math.isnan(again.image_threshold)
+  assert math.isnan(again.pixel_threshold)
