@@ -310,7 +310,7 @@ def evaluate_workdir(
   with config.unlocked():
     config.data.root = data_root or config.data.root
     config.eval.update(eval_options or {})
-  dataset = records_lib.list_mvtec(config.data.root, config.data.category)
+  dataset = records_lib.list_dataset(config.data)
   records = records_lib.validate(dataset.test, config.data.on_bad_image)
   output = os.fspath(output or workdir)
   pictures = os.path.join(output, 'pictures')

@@ -67,11 +67,7 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     MissingDataError, DatasetError, BadImageError: see `data.records`.
   """
   data = config.data
-  if not data.root:
-    raise records_lib.MissingDataError(
-      'no data: set --config.data.root to the folder that holds the categories'
-    )
-  dataset = records_lib.list_mvtec(data.root, data.category)
+  dataset = records_lib.list_dataset(data)
   good = records_lib.validate(dataset.train, data.on_bad_image)
   # A fault of the test images is said now, not after an hour of training.
   if dataset.test:

@@ -11,17 +11,27 @@ from dmdd_jax import calibration
 from dmdd_jax import steps
 
 
+def just_above(value):
+  """The float32 after a value."""
+  return float(np.nextafter(np.float32(value), np.float32(np.inf)))
+
+
 def brute_force_threshold(values, rate):
-  """The lowest of the values that at most `rate` of them exceed."""
-  flat = np.ravel(values).tolist()
+  """The lowest float32 that at most `rate` of the values reaches.
+
+  It lies just above one of the values, or it could be lower.
+  """
+  flat = np.float32(np.ravel(values)).tolist()
   fits = [
-    v for v in flat if sum(other > v for other in flat) <= rate * len(flat)
+    just_above(value)
+    for value in flat
+    if sum(v >= just_above(value) for v in flat) <= rate * len(flat)
   ]
   return min(fits)
 
 
 @pytest.mark.parametrize(
-  'values, rate, expected',
+  'values, rate, highest_normal',
   [
     ([3.0, 1.0, 2.0], 0.0, 3.0),
     ([3.0, 1.0, 2.0], 0.3, 3.0),
@@ -36,10 +46,13 @@ def brute_force_threshold(values, rate):
     (np.arange(100.0), 0.29, 70.0),
     (np.arange(99.0), 0.01, 98.0),
     ([-1.0, -3.0], 0.5, -3.0),
+    ([0.0, 0.0], 0.0, 0.0),
   ],
 )
-def test_threshold_by_hand(values, rate, expected):
-  assert calibration.threshold_at(np.array(values), rate) == expected
+def test_threshold_by_hand(values, rate, highest_normal):
+  """It lies just above the highest value that must stay normal."""
+  found = calibration.threshold_at(np.array(values), rate)
+  assert found == just_above(highest_normal) > highest_normal
 
 
 def test_threshold_equals_brute_force():
@@ -48,18 +61,19 @@ def test_threshold_equals_brute_force():
     for rate in (0.0, 0.011, 0.1, 0.26, 0.51, 0.99):
       # Few distinct values, so most are tied; then none.
       for values in (rng.integers(0, 5, size) / 4.0, rng.normal(size=size)):
+        values = values.astype(np.float32)
         found = calibration.threshold_at(values, rate)
         assert found == brute_force_threshold(values, rate), (values, rate)
-        assert np.mean(values > found) <= rate
+        assert np.mean(values >= found) <= rate
 
 
 def test_threshold_of_maps_ignores_their_shape_and_order():
   maps = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
   before = maps.copy()
   found = calibration.threshold_at(maps, 0.05)
-  assert type(found) is float and found in maps
+  assert type(found) is float
   assert found == calibration.threshold_at(np.sort(maps.ravel()), 0.05)
-  assert np.count_nonzero(maps > found) == math.floor(0.05 * maps.size)
+  assert np.count_nonzero(maps >= found) == math.floor(0.05 * maps.size)
   np.testing.assert_array_equal(maps, before)
 
 
@@ -126,8 +140,8 @@ def test_fit_by_hand():
   assert found.fusion == fusion
   assert found.images == 5
   # One of five images, and ten of 80 pixels, may lie above.
-  assert found.image_threshold == np.float32(0.5)
-  assert found.pixel_threshold == 69.0
+  assert found.image_threshold == just_above(0.5)
+  assert found.pixel_threshold == just_above(69.0)
   np.testing.assert_allclose(found.image_scale, 0.9 - 0.3, rtol=1e-6)
 
 
@@ -135,7 +149,8 @@ def test_one_image_is_enough_to_fit():
   config = model_helpers.tiny_config()
   maps = np.arange(16.0).reshape(1, 4, 4)
   found = calibration.fit(config, steps.Fusion(), maps, np.array([2.0]))
-  assert found.image_threshold == 2.0 and found.pixel_threshold == 15.0
+  assert found.image_threshold == just_above(2.0)
+  assert found.pixel_threshold == just_above(15.0)
   assert found.image_scale > 0.0 and found.images == 1
 
 
@@ -180,7 +195,7 @@ def test_uncalibrated_fuses_raw_units_and_has_no_thresholds(changes, expected):
   assert math.isnan(found.pixel_threshold)
   assert found.fusion(np.array(3.0), np.array(0.5)) == expected
   # No score is called defective by a threshold that is not there.
-  assert not np.any(np.array([-1e9, 1e9]) > found.image_threshold)
+  assert not np.any(np.array([-1e9, 1e9]) >= found.image_threshold)
 
 
 def test_uncalibrated_survives_its_document():

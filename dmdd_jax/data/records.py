@@ -21,11 +21,12 @@ is not there), `DatasetError` (what is there is no data set) and `BadImageError`
 """
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import hashlib
 import os
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -99,6 +100,19 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
     for name in _folders(root)
     if os.path.isdir(os.path.join(root, name, 'train', GOOD))
   )
+
+
+def list_dataset(data: Mapping[str, Any]) -> Dataset:
+  """Lists what `config.data` names: its root, category and layout.
+
+  Raises:
+    MissingDataError, DatasetError: nothing usable is there.
+  """
+  if not data['root']:
+    raise MissingDataError(
+      'no data: set --config.data.root to the folder that holds the categories'
+    )
+  return list_mvtec(data['root'], data['category'])
 
 
 def list_mvtec(root: str | os.PathLike, category: str) -> Dataset:
