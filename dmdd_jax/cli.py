@@ -42,6 +42,20 @@ def run(main: Callable[[list[str]], Any]) -> None:
   app.run(guarded, flags_parser=_parse_flags)
 
 
+def use_compilation_cache() -> None:
+  """Keeps compiled programs for the next run, in the user's cache folder.
+
+  `JAX_COMPILATION_CACHE_DIR` names another folder.
+  """
+  import jax  # Takes a second, which `--help` need not.
+
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(folder, 'dmdd_jax', 'xla')
+    )
+
+
 def _is_ours(record: std_logging.LogRecord) -> bool:
   """Keeps other packages' progress out of the log, not their warnings."""
   ours = os.path.dirname(os.path.abspath(__file__))

@@ -41,11 +41,12 @@ class Predictor:
     self,
     config: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh | None = None,
+    batch_size: int | None = None,
   ):
     self.config = config
     self.mesh = sharding.make_mesh() if mesh is None else mesh
     # Padded rows make any batch divide over the devices.
-    size = config.eval.batch_size
+    size = batch_size or config.eval.batch_size
     self.batch_size = math.ceil(size / self.mesh.size) * self.mesh.size
     self._step = steps.make_predict_step(
       config, dmdd.from_config(config), self.mesh
@@ -262,9 +263,13 @@ def load_workdir(
   """
   directory = os.path.join(os.path.abspath(workdir), 'checkpoints')
   if not os.path.isdir(directory):
+    trained = [os.path.basename(folder) for folder in _trained(workdir)]
+    if len(trained) == 1:
+      return load_workdir(os.path.join(workdir, trained[0]), step)
     raise checkpoint.CheckpointError(
       f'{workdir} holds no checkpoints; name the folder of one trained'
-      ' category, or train first (--mode train)'
+      f' category ({", ".join(trained) or "none is there"}), or train first'
+      ' (--mode train)'
     )
   manager = checkpoint.open_manager(directory)
   try:
@@ -281,6 +286,12 @@ def load_workdir(
   finally:
     checkpoint.close(manager)
   return config, state, calibration_lib.from_dict(meta['calibration']), meta
+
+
+def _trained(workdir: str | os.PathLike) -> list[str]:
+  """The folders of trained categories in the folder of a run."""
+  pattern = os.path.join(glob.escape(os.fspath(workdir)), '*', 'checkpoints')
+  return sorted(os.path.dirname(path) for path in glob.glob(pattern))
 
 
 def evaluate_workdir(
@@ -345,8 +356,7 @@ def evaluate_run(
   """
   workdir = os.fspath(workdir)
   output = os.fspath(output or workdir)
-  folders = sorted(glob.glob(os.path.join(glob.escape(workdir), '*')))
-  folders = [f for f in folders if os.path.isdir(f'{f}/checkpoints')]
+  folders = _trained(workdir)
   if os.path.isdir(os.path.join(workdir, 'checkpoints')) or not folders:
     metrics = evaluate_workdir(workdir, output, **options)
     return results_lib.format_table({metrics['category']: metrics})

@@ -1,11 +1,14 @@
-"""Trains or evaluates from the command line.
+"""Trains, evaluates or predicts from the command line.
 
   python -m dmdd_jax.main --config configs/mvtec.py:screw \
     --config.data.root=data/mvtec --config.data.textures=data/dtd/images
   python -m dmdd_jax.main --mode evaluate --workdir runs/mvtec
+  python -m dmdd_jax.main --mode predict --workdir runs/mvtec/screw \
+    --input new/ --output out/
 """
 
 import os
+import sys
 
 from absl import app
 from absl import flags
@@ -19,26 +22,33 @@ FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration file, e.g. configs/mvtec.py:screw.'
 )
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; runs/<name of the config> by default.'
-)
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+flags.DEFINE_string('workdir', None, 'Of the run; runs/<config> by default.')
+_MODES = ('train', 'evaluate', 'predict')
+flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
+flags.DEFINE_string('input', None, 'predict: an image, a folder or a glob.')
+flags.DEFINE_string('output', None, 'predict: where the results go.')
+_FORMATS = ('tiff', 'npy', 'none')
+flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
+flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
 
 
 def main(argv: list[str]) -> None:
-  """Sets the process up and calls train or evaluate."""
+  """Sets the process up and calls train, evaluate or predict."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  config, workdir = _CONFIG.value, _WORKDIR.value
-  if config is None and (_MODE.value == 'train' or workdir is None):
+  config, workdir = _CONFIG.value, FLAGS.workdir
+  if config is None and (FLAGS.mode == 'train' or workdir is None):
     raise app.UsageError('name a configuration, e.g. --config configs/demo.py')
   if workdir is None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
-  use_compilation_cache()
+  cli.use_compilation_cache()
   logging.info('devices: %s', jax.devices())
-  if _MODE.value == 'train':
-    from dmdd_jax import train  # Imports TensorFlow, which evaluation need not.
+  if FLAGS.mode == 'predict':
+    predict(workdir)
+    return
+  if FLAGS.mode == 'train':
+    from dmdd_jax import train
 
     table = train.run_categories(config, workdir)
   else:
@@ -53,16 +63,18 @@ def main(argv: list[str]) -> None:
   print(f'pictures: {os.path.join(workdir, "*", "pictures")}')
 
 
-def use_compilation_cache() -> None:
-  """Keeps compiled programs for the next run, in the user's cache folder.
+def predict(workdir: str) -> None:
+  """Inspects `--input`; exit status 1 if a file could not be read."""
+  from dmdd_jax import predict as predict_lib
 
-  `JAX_COMPILATION_CACHE_DIR` names another folder.
-  """
-  if jax.config.jax_compilation_cache_dir is None:
-    folder = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update(
-      'jax_compilation_cache_dir', os.path.join(folder, 'dmdd_jax', 'xla')
-    )
+  if not FLAGS.input or not FLAGS.output:
+    raise app.UsageError('--mode predict needs --input and --output')
+  summary = predict_lib.predict(
+    workdir, FLAGS.input, FLAGS.output, FLAGS.maps, FLAGS.overlays
+  )
+  print(summary['table'])
+  if summary['failed']:
+    sys.exit(f'error: {len(summary["failed"])} files could not be read')
 
 
 if __name__ == '__main__':

@@ -229,7 +229,7 @@ class Prediction:
     score: (B,) image score, the mean of the map's highest pixels.
     maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
     maps_mean_score: (B,) its image score.
-    logit: (B, S, S) the head's raw logit.
+    logit: (B, S, S) the head's logit, before the fusion.
   """
 
   map: jax.Array
@@ -326,14 +326,15 @@ def predict_step(
   output = model.apply(variables, images)
   pair = jnp.stack([output.logit, output.maps_mean], axis=-1)
   pair = student_lib.resize_bilinear(pair, images.shape[1:3])
-  logit, maps_mean = pair[..., 0], pair[..., 1]
-  fused = smooth(fusion(logit, maps_mean), options.smoothing_sigma)
-  smooth_mean = smooth(maps_mean, options.smoothing_sigma)
+  # Before they are fused: the calibration sees what the fusion will see.
+  logit = smooth(pair[..., 0], options.smoothing_sigma)
+  maps_mean = smooth(pair[..., 1], options.smoothing_sigma)
+  fused = fusion(logit, maps_mean)
   return Prediction(
     map=fused,
     score=image_score(fused, options.score_top_pixels),
-    maps_mean=smooth_mean,
-    maps_mean_score=image_score(smooth_mean, options.score_top_pixels),
+    maps_mean=maps_mean,
+    maps_mean_score=image_score(maps_mean, options.score_top_pixels),
     logit=logit,
   )
 

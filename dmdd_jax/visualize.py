@@ -36,6 +36,18 @@ def color_range(
   return float(low), float(max(high, low + 1e-6))
 
 
+def calibrated_range(
+  calibration: calibration_lib.Calibration,
+) -> tuple[float, float]:
+  """Ends of the colours where the maps are not all at hand.
+
+  From the median of normal pixels, which calibration puts at 0, to two and a
+  half times their threshold.
+  """
+  threshold = calibration.pixel_threshold
+  return 0.0, 2.5 * threshold if threshold > 0.0 else 1.0
+
+
 def overlay(
   image: np.ndarray,
   anomaly_map: np.ndarray,

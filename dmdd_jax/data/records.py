@@ -356,10 +356,16 @@ def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
     BadImageError: the file is missing, no image, truncated, or of 32-bit
       integers or floats, whose range is unknown.
   """
-  image = _read(path, _to_rgb)
-  if size is not None and image.size != (size, size):
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-  return np.asarray(image)
+  image = np.asarray(_read(path, _to_rgb))
+  return image if size is None else resize_image(image, size)
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+  """Resizes (H, W, 3) or (H, W) uint8 to RGB (size, size, 3), antialiased."""
+  picture = Image.fromarray(image).convert('RGB')
+  if picture.size != (size, size):
+    picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(picture)
 
 
 def read_mask(path: str | os.PathLike, size: int | None) -> np.ndarray:
