@@ -33,8 +33,26 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
   data = ml_collections.ConfigDict()
-  # Folder that holds one folder per category, in MVTec AD's layout.
+  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'visa', 'btad', 'mpdd',
+  # 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own, configs/folder.py).
+  data.name = 'mvtec_ad'
+  # Folder that holds one folder per category, or the set as it was unpacked.
+  # For 'folder': where the relative paths of the next four fields start.
   data.root = ''
+  # For 'folder': normal images, a directory (with all below it) or a glob.
+  data.normal = ''
+  # Defective images, likewise; folders in it name kinds of defects. '' means
+  # that there are none: training and prediction only, every metric is null.
+  data.defect = ''
+  # Directory of their masks, ID.png or ID_mask.png for ID.jpg, in the same
+  # folders or all in one. '' means image metrics only.
+  data.masks = ''
+  # Normal images for the test. '' means that, if there are defects, this share
+  # of data.normal is held for the test, drawn by this seed (not config.seed:
+  # runs of several seeds are tested on the same images).
+  data.test_normal = ''
+  data.test_fraction = 0.2
+  data.test_seed = 0
   # 'surface': generate the demo's set of surfaces into data.root first.
   data.generate = ''
   # The category, or a comma list; each is trained and evaluated by itself.
@@ -79,6 +97,12 @@ def _synthesis() -> ml_collections.ConfigDict:
   # degrees either way, before the anomaly is painted.
   synthesis.rotate_90 = False
   synthesis.rotate_degrees = 0.0
+  # Paint anomalies on the object alone: 'off', 'otsu' (by brightness) or
+  # 'grabcut' (refined by colour). Masks are cached in the user's cache folder.
+  synthesis.foreground = 'off'
+  # Alter each texture in three of ten ways (colours, contrast, sharpness,
+  # rotation), as DRAEM does.
+  synthesis.texture_augment = False
   return synthesis
 
 
@@ -113,6 +137,7 @@ def _head() -> ml_collections.ConfigDict:
   head.width = 32
   # Dilations of the parallel convolutions; 1 is a 1x1 convolution.
   head.dilations = (1, 6, 12, 18)
+  # Gates of the channels and of the positions, each by its own statistics.
   head.channel_attention = True
   head.spatial_attention = True
   # Weight of the standardised mean of the maps in the final map, beside the
@@ -191,6 +216,7 @@ def _calibration() -> ml_collections.ConfigDict:
 
 def _eval() -> ml_collections.ConfigDict:
   evaluation = ml_collections.ConfigDict()
+  # Images at once, also when calibrating; it does not change the figures.
   evaluation.batch_size = 16
   # The image score is the mean of so many highest pixels of the map at
   # data.image_size; 1 is the maximum.

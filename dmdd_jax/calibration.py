@@ -6,7 +6,7 @@ just above their highest score, and the log says so.
 
 Synopsis:
 
-  fusion = calibration.fit_fusion(config, logits, maps_mean)
+  fusion = calibration.fit_fusion(config, probabilities, maps_mean)
   found = calibration.fit(config, fusion, maps, scores)
   is_defective = score >= found.image_threshold
 """
@@ -24,7 +24,11 @@ from dmdd_jax import steps
 
 # Normal pixels' spread is measured from their median to this quantile: the
 # heavy upper tail is what decides false alarms, a deviation would not see it.
-_SCALE_QUANTILE = 0.99
+_SCALE_QUANTILE = 0.999
+# A head that is silent on all normal pixels would otherwise outweigh the
+# distances without bound: at its surest it adds at most 1 / 0.2 = 5 units.
+_MIN_HEAD_SCALE = 0.2
+DEFECTIVE, GOOD, UNKNOWN = 'defective', 'good', 'uncalibrated'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Calibration:
   """Thresholds and scales from held-out normal images.
 
   Attributes:
-    fusion: of logit and mean map.
+    fusion: of probability and mean map.
     image_threshold: an image with this score or more is called defective.
     pixel_threshold: a pixel with this value or more is called defective.
     image_scale: spread of normal image scores (median to highest), > 0.
@@ -45,6 +49,12 @@ class Calibration:
   pixel_threshold: float
   image_scale: float
   images: int
+
+  def verdict(self, score: float) -> str:
+    """What an image's score means: one of DEFECTIVE, GOOD, UNKNOWN."""
+    if math.isnan(self.image_threshold):
+      return UNKNOWN
+    return DEFECTIVE if score >= self.image_threshold else GOOD
 
   def to_dict(self) -> dict[str, Any]:
     """The JSON document stored with a checkpoint."""
@@ -64,16 +74,19 @@ def from_dict(document: Mapping[str, Any]) -> Calibration:
 
 
 def fit_fusion(
-  config: ml_collections.ConfigDict, logits: np.ndarray, maps_mean: np.ndarray
+  config: ml_collections.ConfigDict,
+  probabilities: np.ndarray,
+  maps_mean: np.ndarray,
 ) -> steps.Fusion:
-  """Standardises logit and mean map by held-out normal pixels.
+  """Standardises probability and mean map by held-out normal pixels.
 
   Args:
     config: `head.kind` and `head.maps_weight` are read.
-    logits: (N, S, S) of held-out normal images, N >= 1.
+    probabilities: (N, S, S) of held-out normal images, N >= 1.
     maps_mean: likewise.
   """
-  head_center, head_scale = _center_and_scale(logits)
+  head_center, head_scale = _center_and_scale(probabilities)
+  head_scale = max(head_scale, _MIN_HEAD_SCALE)
   maps_center, maps_scale = _center_and_scale(maps_mean)
   return steps.Fusion(
     head_center=head_center,

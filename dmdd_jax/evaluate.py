@@ -14,6 +14,7 @@ import os
 import time
 from typing import Any
 
+from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -21,6 +22,8 @@ import numpy as np
 from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import checkpoint
 from dmdd_jax import provenance
+from dmdd_jax import report as report_lib
+from dmdd_jax import report_data
 from dmdd_jax import sharding
 from dmdd_jax import steps
 from dmdd_jax import train_state
@@ -28,10 +31,14 @@ from dmdd_jax import visualize
 from dmdd_jax.data import batches
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import maps as maps_lib
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
 
 RESOLUTIONS = ('model', 'native')
+# Bytes of encoded thumbnails kept in memory; the rest goes to a file.
+_THUMBNAIL_BYTES = 2**26
+_PIXEL_AT_THRESHOLD = ('pixel_precision', 'pixel_recall', 'pixel_f1')
 
 
 class Predictor:
@@ -104,7 +111,7 @@ def calibrate(
   if not len(images):
     return calibration_lib.uncalibrated(config)
   raw = predict_images(predictor, state, steps.Fusion(), images)
-  fusion = calibration_lib.fit_fusion(config, raw.logit, raw.maps_mean)
+  fusion = calibration_lib.fit_fusion(config, raw.probability, raw.maps_mean)
   found = predict_images(predictor, state, fusion, images)
   return calibration_lib.fit(config, fusion, found.map, found.score)
 
@@ -116,6 +123,7 @@ def evaluate(
   records: Sequence[records_lib.Record],
   pictures: str | os.PathLike | None = None,
   maps: str | os.PathLike | None = None,
+  report: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """All metrics of a test set.
 
@@ -127,10 +135,13 @@ def evaluate(
     pictures: a folder for overlays of some test images; None writes none.
     maps: a folder for the final maps as float32 TIFF, at the first of
       `eval.resolutions`, in the layout of data/maps.py; None writes none.
+    report: a folder for `scores.csv` and the report's data, see
+      `report_data.write`; None writes none.
 
   Returns:
-    The keys of `metrics.results.compute` for the final map; the same for the
-    mean of the distance maps under `maps_mean`; precision, recall and F1 at
+    The keys of `metrics.results.compute` for the final map (those of pixels
+    are NaN, with the reason, if a defective image has no mask); the same for
+    the mean of the distance maps under `maps_mean`; precision, recall and F1 at
     the calibrated thresholds under `at_threshold`. With both resolutions
     asked for, the figures at the masks' own sizes stand under `native`.
   """
@@ -142,18 +153,27 @@ def evaluate(
       for resolution in config.eval.resolutions
       for kind in ('map', 'maps_mean')
     }
-    scores = _collect(predictor, state, calibration.fusion, records, stores)
-    labels = np.array([record.label for record in records])
+    thumbnails = None
+    if report is not None:
+      thumbnails = maps_lib.ArraySpool(_THUMBNAIL_BYTES)
+      stack.callback(thumbnails.close)
+    scores = _collect(
+      predictor, state, calibration.fusion, records, stores, thumbnails
+    )
+    labels = np.array([record.label for record in records], int)
+    unknown = _unknown_truth(records)
     found = {}
     for (resolution, kind), store in stores.items():
       metrics = results_lib.compute(
         store.maps,
-        store.masks,
+        None if unknown else store.masks,
         scores[kind],
         labels,
         bootstrap=config.eval.bootstrap,
         seed=config.seed,
       )
+      if unknown:
+        _explain(metrics, 'no masks', unknown)
       found.setdefault(resolution, {})[kind] = metrics
     found = {
       resolution: {**kinds['map'], 'maps_mean': kinds['maps_mean']}
@@ -168,7 +188,7 @@ def evaluate(
     metrics |= {other: found[other] for other in others}
     store = stores[first, 'map']
     metrics['at_threshold'] = _at_threshold(
-      calibration, store, scores['map'], labels
+      calibration, store, scores['map'], labels, unknown
     )
     if maps is not None:
       for record, anomaly_map in zip(records, store.maps):
@@ -183,7 +203,33 @@ def evaluate(
         calibration,
         per_group=config.eval.pictures,
       )
+    if report is not None:
+      try:
+        root = config.data.root
+        arguments = (records, scores, store, thumbnails, calibration)
+        report_data.write(report, root, *arguments)
+      except Exception:  # Hours of training must not end for a picture.
+        logging.exception("%s: the report's data were not written", report)
   return metrics
+
+
+def _unknown_truth(records: Sequence[records_lib.Record]) -> str | None:
+  """Why there are no pixel metrics; None where every image has its truth."""
+  missing = sum(not record.has_truth for record in records)
+  if not missing:
+    return None
+  defective = sum(record.label for record in records)
+  reason = f'{missing} of {defective} defective images have no mask'
+  logging.warning('pixel metrics are null: %s', reason)
+  return reason
+
+
+def _explain(metrics: dict[str, Any], reason: str, better: str) -> None:
+  """Puts a better reason for undefined metrics in the place of another."""
+  reasons = metrics['undefined']
+  metrics['undefined'] = {
+    name: better if why == reason else why for name, why in reasons.items()
+  }
 
 
 def check_options(options: ml_collections.ConfigDict) -> None:
@@ -204,6 +250,7 @@ def _collect(
   fusion: steps.Fusion,
   records: Sequence[records_lib.Record],
   stores: Mapping[tuple[str, str], results_lib.MapStore],
+  thumbnails: maps_lib.ArraySpool | None,
 ) -> dict[str, np.ndarray]:
   """Fills the stores in the records' order; returns the scores by kind."""
   scores = {'map': [], 'maps_mean': []}
@@ -213,6 +260,8 @@ def _collect(
     scores['maps_mean'].append(prediction.maps_mean_score)
     for row, mask in enumerate(batch['mask'][..., 0]):
       record = next(remaining)
+      if thumbnails is not None:
+        thumbnails.append(report_data.encode_image(batch['image'][row]))
       for (resolution, kind), store in stores.items():
         anomaly_map, truth = getattr(prediction, kind)[row], mask
         if resolution == 'native':
@@ -228,8 +277,12 @@ def _at_threshold(
   store: results_lib.MapStore,
   scores: np.ndarray,
   labels: np.ndarray,
-) -> dict[str, float]:
-  """Precision, recall and F1 at the calibrated thresholds."""
+  unknown: str | None,
+) -> dict[str, Any]:
+  """Precision, recall and F1 at the calibrated thresholds.
+
+  Where the truth of pixels is `unknown`, for that reason, theirs are NaN.
+  """
   found = {
     'image_threshold': calibration.image_threshold,
     'pixel_threshold': calibration.pixel_threshold,
@@ -241,6 +294,10 @@ def _at_threshold(
   for level, arguments in levels.items():
     for name, value in results_lib.precision_recall_f1(*arguments).items():
       found[f'{level}_{name}'] = value
+  if unknown:
+    names = [name for name in found if name in _PIXEL_AT_THRESHOLD]
+    found.update(dict.fromkeys(names, math.nan))
+    found['undefined'] = dict.fromkeys(names, unknown)
   good = scores[labels == 0]
   if len(good):
     rate = float(np.mean(good >= calibration.image_threshold))
@@ -302,16 +359,20 @@ def evaluate_workdir(
   eval_options: Mapping[str, Any] | None = None,
   step: int | None = None,
   maps: str | os.PathLike | None = None,
+  recalibrate: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a category's checkpoint and writes its results and pictures.
 
   Args:
     workdir: the category's folder.
-    output: where to write `results.json` and `pictures/`; the workdir.
+    output: where to write `results.json`, `pictures/`, `scores.csv` and
+      `report_data.zip`; the workdir.
     data_root: where the data lie now; None means where they lay in training.
     eval_options: fields of `config.eval` to change.
     step: which checkpoint, by default the newest.
     maps: see `evaluate`.
+    recalibrate: fit fusion and thresholds again on the images that training
+      held out, instead of taking those stored with the checkpoint.
 
   Returns:
     What stands in `results.json`.
@@ -326,13 +387,37 @@ def evaluate_workdir(
   output = os.fspath(output or workdir)
   pictures = os.path.join(output, 'pictures')
   predictor = Predictor(config)
-  metrics = evaluate(predictor, state, calibration, records, pictures, maps)
+  if recalibrate:
+    calibration = calibrate(predictor, state, held_out_images(config, dataset))
+    meta = {**meta, 'calibration': calibration.to_dict()}
+  elif config.eval.smoothing_sigma != meta['config']['eval']['smoothing_sigma']:
+    logging.warning(
+      'the thresholds are of eval.smoothing_sigma = %g, the maps now of %g:'
+      ' recalibrate to bring them together',
+      meta['config']['eval']['smoothing_sigma'],
+      config.eval.smoothing_sigma,
+    )
+  metrics = evaluate(
+    predictor, state, calibration, records, pictures, maps, report=output
+  )
   metrics['validation'] = meta['validation']
   metrics |= provenance.describe(
     config, meta, step=int(state.step), seconds=time.time() - started
   )
   results_lib.write_json(os.path.join(output, 'results.json'), metrics)
   return metrics
+
+
+def held_out_images(
+  config: ml_collections.ConfigDict, dataset: records_lib.Dataset
+) -> np.ndarray:
+  """The (K, S, S, 3) uint8 training images held out by this config's seed."""
+  data = config.data
+  good = records_lib.validate(dataset.train, data.on_bad_image)
+  _, held_out = records_lib.split_holdout(
+    good, data.holdout_fraction, data.holdout_min, config.seed
+  )
+  return records_lib.load_arrays(held_out, data.image_size)[0]
 
 
 def evaluate_run(
@@ -349,7 +434,8 @@ def evaluate_run(
 
   Returns:
     The table over the categories, as text; for the folder of a run, or another
-    output, it is written there as results.json, .csv and .md.
+    output, it is written there as results.json, .csv and .md. A report.html is
+    written there too.
 
   Raises:
     CheckpointError: there is no checkpoint.
@@ -359,10 +445,14 @@ def evaluate_run(
   folders = _trained(workdir)
   if os.path.isdir(os.path.join(workdir, 'checkpoints')) or not folders:
     metrics = evaluate_workdir(workdir, output, **options)
+    report_lib.try_write(output, [output], [workdir])
     return results_lib.format_table({metrics['category']: metrics})
-  rows = {}
+  rows, targets = {}, []
   for folder in folders:
     target = os.path.join(output, os.path.basename(folder))
     metrics = evaluate_workdir(folder, target, **options)
     rows[metrics['category']] = metrics
-  return results_lib.write_tables(rows, output)
+    targets.append(target)
+  table = results_lib.write_tables(rows, output)
+  report_lib.try_write(output, targets, folders)
+  return table

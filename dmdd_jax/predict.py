@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import glob
 import io
-import math
 import os
 from typing import Any
 
@@ -35,7 +34,6 @@ from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import results as results_lib
 
 MAP_FORMATS = ('tiff', 'npy', 'none')
-DEFECTIVE, GOOD, UNKNOWN = 'defective', 'good', 'uncalibrated'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +130,7 @@ class Inspector:
 
   def verdict(self, score: float) -> str:
     """What a score means at the calibrated threshold."""
-    threshold = self.calibration.image_threshold
-    if math.isnan(threshold):
-      return UNKNOWN
-    return DEFECTIVE if score >= threshold else GOOD
+    return self.calibration.verdict(score)
 
 
 def load(workdir: str | os.PathLike, step: int | None = None) -> Inspector:
@@ -219,7 +214,7 @@ def predict(
     for pending in writing:
       pending.result()
   table = _write_predictions(output, inspector, rows, failed)
-  defective = sum(row['verdict'] == DEFECTIVE for row in rows)
+  defective = sum(row['verdict'] == calibration_lib.DEFECTIVE for row in rows)
   logging.info(
     '%d images, %d defective, %d could not be read; %s',
     len(rows),

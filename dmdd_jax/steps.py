@@ -229,26 +229,27 @@ class Prediction:
     score: (B,) image score, the mean of the map's highest pixels.
     maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
     maps_mean_score: (B,) its image score.
-    logit: (B, S, S) the head's logit, before the fusion.
+    probability: (B, S, S) the head's, in [0, 1], before the fusion.
   """
 
   map: jax.Array
   score: jax.Array
   maps_mean: jax.Array
   maps_mean_score: jax.Array
-  logit: jax.Array
+  probability: jax.Array
 
 
 @struct.dataclass
 class Fusion:
-  """How logit and mean map become one map, in units of normal pixels.
+  """How probability and mean map become one map, in units of normal pixels.
 
-  map = head_weight * (logit - head_center) / head_scale
+  map = head_weight * (probability - head_center) / head_scale
         + maps_weight * (maps_mean - maps_center) / maps_scale
 
-  Centres and scales come from held-out normal images (see calibration.py):
-  the head, trained on synthetic anomalies, cannot silence the distances of a
-  defect it has never seen the like of. Without a head, `head_weight` is 0.
+  Centres and scales come from held-out normal images (see calibration.py). The
+  head's probability, unlike its logit, can only add to the distances: a head
+  trained on synthetic anomalies cannot silence a defect it has never seen the
+  like of. Without a head, `head_weight` is 0.
   """
 
   head_center: jax.typing.ArrayLike = 0.0
@@ -258,9 +259,9 @@ class Fusion:
   head_weight: jax.typing.ArrayLike = 1.0
   maps_weight: jax.typing.ArrayLike = 0.0
 
-  def __call__(self, logit: jax.Array, maps_mean: jax.Array) -> jax.Array:
+  def __call__(self, probability: jax.Array, maps_mean: jax.Array) -> jax.Array:
     """Fuses two arrays of one shape, numpy's or jax's."""
-    head = (logit - self.head_center) / self.head_scale
+    head = (probability - self.head_center) / self.head_scale
     maps = (maps_mean - self.maps_center) / self.maps_scale
     return self.head_weight * head + self.maps_weight * maps
 
@@ -324,18 +325,19 @@ def predict_step(
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 255.0
   output = model.apply(variables, images)
-  pair = jnp.stack([output.logit, output.maps_mean], axis=-1)
+  probability = jax.nn.sigmoid(output.logit)
+  pair = jnp.stack([probability, output.maps_mean], axis=-1)
   pair = student_lib.resize_bilinear(pair, images.shape[1:3])
   # Before they are fused: the calibration sees what the fusion will see.
-  logit = smooth(pair[..., 0], options.smoothing_sigma)
+  probability = smooth(pair[..., 0], options.smoothing_sigma)
   maps_mean = smooth(pair[..., 1], options.smoothing_sigma)
-  fused = fusion(logit, maps_mean)
+  fused = fusion(probability, maps_mean)
   return Prediction(
     map=fused,
     score=image_score(fused, options.score_top_pixels),
     maps_mean=maps_mean,
     maps_mean_score=image_score(maps_mean, options.score_top_pixels),
-    logit=logit,
+    probability=probability,
   )
 
 

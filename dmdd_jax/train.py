@@ -6,7 +6,7 @@ Synopsis:
   table = train.run_categories(config, 'runs/mvtec')
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -24,9 +24,11 @@ from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
 from dmdd_jax import pretrained
 from dmdd_jax import provenance
+from dmdd_jax import report
 from dmdd_jax import sharding
 from dmdd_jax import steps
 from dmdd_jax import train_state
+from dmdd_jax import visualize
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.metrics import ranking
@@ -52,12 +54,16 @@ class TrainData:
     held_out: (K, S, S, 3) uint8, for calibration and validation, K >= 0.
     textures: (T, S, S, 3) uint8.
     dataset: the checked records; training looks at no image of its test part.
+    foreground: (N, S, S, 1) uint8, where anomalies may be; None is anywhere.
+    held_out_foreground: (K, S, S, 1) uint8, likewise.
   """
 
   images: np.ndarray
   held_out: np.ndarray
   textures: np.ndarray
   dataset: records_lib.Dataset
+  foreground: np.ndarray | None = None
+  held_out_foreground: np.ndarray | None = None
 
 
 def load_data(config: ml_collections.ConfigDict) -> TrainData:
@@ -101,7 +107,25 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     len(held),
     len(dataset.test),
   )
-  return TrainData(images, held, textures, dataset)
+  return TrainData(
+    images,
+    held,
+    textures,
+    dataset,
+    *(_foreground(config, part) for part in (train, held_out)),
+  )
+
+
+def _foreground(
+  config: ml_collections.ConfigDict, records: Sequence[records_lib.Record]
+) -> np.ndarray | None:
+  """Where anomalies may be painted on some images; None is anywhere."""
+  kind = config.synthesis.foreground
+  if kind == 'off':
+    return None
+  from dmdd_jax.data import foreground  # Needs OpenCV, nothing else does.
+
+  return foreground.load(records, config.data.image_size, kind)
 
 
 class Trainer:
@@ -168,6 +192,7 @@ class Trainer:
       total_steps=config.train.total_steps,
       first_step=first_step,
       shard=(jax.process_index(), jax.process_count()),
+      foreground=self.data.foreground,
     ).as_numpy_iterator()
 
   def run(self) -> None:
@@ -192,7 +217,7 @@ class Trainer:
       if done % train.log_every == 0 or step == first or last:
         self._log(phase, done, clock)
       if done % train.checkpoint_every == 0 or last:
-        self._save(done)
+        self._save(done, clock)
 
   def _log(self, phase: str, done: int, clock: 'Clock') -> None:
     """Writes the pending steps' mean metrics; stops where one is not finite.
@@ -204,18 +229,7 @@ class Trainer:
     for step, metrics in pending:
       for name, value in metrics.items():
         if not np.isfinite(value):
-          kept = checkpoint.latest_step(self.manager)
-          found = 'There is no checkpoint yet.'
-          if kept is not None:
-            found = (
-              f'The last checkpoint, of step {kept}, is kept in'
-              f' {self.directory}.'
-            )
-          raise NonFiniteError(
-            f'{name} is {value} at step {step} ({phase}). {found} Lower'
-            ' config.train.student.learning_rate or .head.learning_rate, or'
-            ' set their clip_norm.'
-          )
+          raise self._non_finite(f'{name} is {value} at step {step} ({phase})')
     names = pending[-1][1]
     means = {
       name: float(np.mean([m[name] for _, m in pending if name in m]))
@@ -229,19 +243,35 @@ class Trainer:
       {f'train/{k}': v for k, v in means.items()} | {'steps_per_s': rate},
     )
 
-  def _save(self, done: int) -> None:
-    """Calibrates, validates and saves; nothing not finite gets here."""
+  def _non_finite(self, found: str) -> NonFiniteError:
+    """The error that says what was found, what is left and what to do."""
+    step = checkpoint.latest_step(self.manager)
+    left = f'The last checkpoint, of step {step}, is kept in {self.directory}.'
+    if step is None:
+      left = 'There is no checkpoint yet.'
+    return NonFiniteError(
+      f'{found}. {left} Lower config.train.student.learning_rate or'
+      ' .head.learning_rate, or set their clip_norm.'
+    )
+
+  def _save(self, done: int, clock: 'Clock') -> None:
+    """Calibrates, validates and saves; stops where a number is not finite.
+
+    Raises:
+      NonFiniteError: naming the step.
+    """
+    phase = steps.phase(self.config, done - 1)
     if self._pending:
-      self._log(steps.phase(self.config, done - 1), done, Clock(done, done))
+      self._log(phase, done, clock)
     calibration = evaluate.calibrate(
       self.predictor, self.state, self.data.held_out
     )
-    validation = self.validate(calibration)
-    if validation:
-      self.writer.write_scalars(
-        done, {f'validation/{k}': v for k, v in validation.items()}
-      )
-      logging.info('validation at step %d: %s', done, validation)
+    # The last update can spoil the weights, though its own loss was finite.
+    weights = jax.device_get((self.state.params, self.state.batch_stats))
+    numbers = [*jax.tree.leaves(weights), *vars(calibration.fusion).values()]
+    if not all(np.all(np.isfinite(number)) for number in numbers):
+      raise self._non_finite(f'the maps are not finite after step {done - 1}')
+    validation = self.validate(calibration, done)
     self.meta = {
       'config': json.loads(json.dumps(self.config.to_dict())),
       'teacher_fingerprint': self.fingerprint,
@@ -252,12 +282,13 @@ class Trainer:
     checkpoint.save(self.manager, done, self.state, self.meta)
 
   def validate(
-    self, calibration: calibration_lib.Calibration
+    self, calibration: calibration_lib.Calibration, done: int
   ) -> dict[str, float]:
     """Pixel AUROC and AP on held-out normals with synthetic anomalies.
 
-    The pairs are the same at every call of a run. It is watched, never chosen
-    by: training always ends at its last step.
+    The pairs are the same at every call of a run; some are shown in
+    TensorBoard with their maps. It is watched, never chosen by: training
+    always ends at its last step.
     """
     if not len(self.data.held_out):
       return {}
@@ -272,6 +303,7 @@ class Trainer:
         count=max(
           _VALIDATION_MIN, _VALIDATION_REPEATS * len(self.data.held_out)
         ),
+        foreground=self.data.held_out_foreground,
       )
     images, masks = self._validation
     found = evaluate.predict_images(
@@ -282,6 +314,12 @@ class Trainer:
       auroc, ap, *_ = ranking.ranking(np.ravel(maps), np.ravel(masks))
       scores[f'{prefix}pixel_auroc'] = round(float(auroc), 5)
       scores[f'{prefix}pixel_ap'] = round(float(ap), 5)
+    self.writer.write_scalars(
+      done, {f'validation/{k}': v for k, v in scores.items()}
+    )
+    pairs = visualize.pair_strips(images, masks, found.map, calibration)
+    self.writer.write_images(done, {'validation/image_mask_map': pairs})
+    logging.info('validation at step %d: %s', done, scores)
     return scores
 
   def evaluate(self, seconds: float) -> dict[str, Any]:
@@ -292,6 +330,7 @@ class Trainer:
       calibration_lib.from_dict(self.meta['calibration']),
       self.data.dataset.test,
       os.path.join(self.workdir, 'pictures'),
+      report=self.workdir,
     )
     metrics['validation'] = self.meta['validation']
     metrics |= provenance.describe(
@@ -336,7 +375,8 @@ def train_and_evaluate(
   Args:
     config: with one name in `data.category`.
     workdir: the category's folder; gets config.json, checkpoints/,
-      results.json, pictures/ and TensorBoard's event files.
+      results.json, pictures/, what the report needs, and TensorBoard's event
+      files.
 
   Returns:
     The final state, and what stands in results.json.
@@ -404,7 +444,8 @@ def for_category(
 def run_categories(config: ml_collections.ConfigDict, workdir: str) -> str:
   """Trains and evaluates every category; a finished one is not run again.
 
-  Writes results.json, results.csv and results.md over all of them, after each.
+  Writes results.json, results.csv and results.md over all of them, after each,
+  and report.html at the end.
 
   Returns:
     The table over the categories, as text.
@@ -422,6 +463,7 @@ def run_categories(config: ml_collections.ConfigDict, workdir: str) -> str:
     else:
       _, rows[category] = train_and_evaluate(single, directory)
     table = results_lib.write_tables(rows, workdir)
+  report.try_write(workdir, [os.path.join(workdir, name) for name in rows])
   return table
 
 

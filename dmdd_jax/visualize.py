@@ -91,6 +91,33 @@ def overlay(
   return picture
 
 
+def pair_strips(
+  images: np.ndarray,
+  masks: np.ndarray,
+  maps: np.ndarray,
+  calibration: calibration_lib.Calibration,
+  count: int = 6,
+) -> np.ndarray:
+  """Image, mask and map side by side, for TensorBoard.
+
+  Args:
+    images: (N, S, S, 3) uint8.
+    masks: (N, S, S) in {0, 1}.
+    maps: (N, S, S) float.
+    calibration: gives the colour scale.
+    count: of pairs to show, the first ones.
+
+  Returns:
+    uint8 (min(N, count), S, 3 S, 3).
+  """
+  low, high = calibrated_range(calibration)
+  shades = np.clip((maps[:count] - low) / (high - low), 0.0, 1.0)
+  colors = matplotlib.colormaps[_COLORMAP](shades)[..., :3]
+  truth = np.repeat(masks[:count, ..., None] * np.uint8(255), 3, axis=-1)
+  parts = [images[:count], truth, np.round(colors * 255).astype(np.uint8)]
+  return np.concatenate(parts, axis=2)
+
+
 def choose(
   scores: np.ndarray, labels: np.ndarray, per_group: int
 ) -> list[tuple[str, int]]:
@@ -148,7 +175,9 @@ def write_overlays(
     height, width = anomaly_map.shape
     image = records_lib.read_image(record.image, None)
     image = _fit(image, (height, width))
-    mask = _fit(records_lib.native_mask(record), (height, width))
+    mask = None
+    if record.has_truth:
+      mask = _fit(records_lib.native_mask(record), (height, width))
     picture = overlay(
       image,
       anomaly_map,

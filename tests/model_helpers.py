@@ -93,3 +93,9 @@ def make_batch(size=32, batch=4, seed=0):
 def count(tree):
   """Parameters in a tree of arrays or shapes."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def leaves_equal(a, b):
+  """Bitwise, one bool per leaf."""
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return [np.array_equal(x, y, equal_nan=True) for x, y in pairs]

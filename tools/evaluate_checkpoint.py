@@ -15,6 +15,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
 _DATA = flags.DEFINE_string('data', None, "Data root; the training's if empty.")
 _OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
 _MAPS = flags.DEFINE_string('maps', None, 'Folder to write the maps to.')
+_RECALIBRATE = flags.DEFINE_bool(
+  'recalibrate', False, 'Fit thresholds again on the held-out images.'
+)
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if empty.')
 _RESOLUTIONS = flags.DEFINE_list('resolutions', None, 'model, native or both.')
 _SMOOTHING = flags.DEFINE_float('smoothing_sigma', None, 'Pixels; 0 is none.')
@@ -39,6 +42,7 @@ def main(argv: list[str]) -> None:
     step=_STEP.value,
     output=_OUTPUT.value,
     maps=_MAPS.value,
+    recalibrate=_RECALIBRATE.value,
   )
   print(table)
 

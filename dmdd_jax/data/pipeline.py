@@ -62,6 +62,7 @@ def train_dataset(
   first_step: int = 0,
   shard: tuple[int, int] = (0, 1),
   threads: int | None = None,
+  foreground: np.ndarray | None = None,
 ) -> tf.data.Dataset:
   """Batches of synthetic pairs for the steps first_step .. total_steps - 1.
 
@@ -75,6 +76,8 @@ def train_dataset(
     first_step: the step to begin with.
     shard: (index, count) of this process; it gets batch_size // count rows.
     threads: batches made at once; None lets tf.data choose.
+    foreground: (N, S, S, 1) uint8 in {0, 1}, where anomalies may be; needed
+      unless `options.foreground` is 'off'.
 
   Returns:
     A dataset of dicts: image, normal (b, S, S, 3) and mask (b, S, S, 1)
@@ -82,8 +85,8 @@ def train_dataset(
     of ones.
 
   Raises:
-    ValueError: no images or textures, sizes that disagree, or a batch that
-      does not divide over the shards.
+    ValueError: no images or textures, sizes that disagree, foregrounds that
+      are missing, or a batch that does not divide over the shards.
   """
   size = options.image_size
   for name, array in (('images', images), ('textures', textures)):
@@ -91,6 +94,14 @@ def train_dataset(
       raise ValueError(
         f'{name} must be (>= 1, {size}, {size}, 3), are {array.shape}'
       )
+  if options.foreground == 'off':
+    foreground = None
+  elif foreground is None or foreground.shape != (*images.shape[:3], 1):
+    found = None if foreground is None else foreground.shape
+    raise ValueError(
+      f'config.synthesis.foreground is {options.foreground!r}: foreground must'
+      f' be {(*images.shape[:3], 1)}, is {found}'
+    )
   if batch_size % shard[1]:
     raise ValueError(
       f'config.train.batch_size = {batch_size} does not divide over'
@@ -98,6 +109,8 @@ def train_dataset(
     )
   with tf.device('cpu'):
     images, textures = tf.constant(images), tf.constant(textures)
+    if foreground is not None:
+      foreground = tf.constant(foreground)
 
   def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
     examples, epochs = _examples(
@@ -110,7 +123,11 @@ def train_dataset(
     normal = tf.cast(tf.gather(images, examples), tf.float32) / 255.0
     draws = synthesis.draw(seed, examples, epochs)
     normal = synthesis.augment(normal, draws, options)
-    image, mask = synthesis.synthesize(normal, textures, draws, options)
+    inside = None
+    if foreground is not None:
+      inside = tf.cast(tf.gather(foreground, examples), tf.float32)
+      inside = synthesis.augment(inside, draws, options)
+    image, mask = synthesis.synthesize(normal, textures, draws, options, inside)
     label = tf.cast(tf.reduce_max(mask, axis=(1, 2, 3)), tf.int32)
     ones = tf.ones_like(label, tf.float32)
     return {
@@ -148,6 +165,7 @@ def validation_pairs(
   *,
   seed: int,
   count: int,
+  foreground: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """A fixed set of synthetic pairs on held-out images.
 
@@ -157,6 +175,7 @@ def validation_pairs(
     options: of the synthesis; the input is not turned.
     seed: of the pairs.
     count: of pairs.
+    foreground: (K, S, S, 1) uint8, as for `train_dataset`.
 
   Returns:
     The images (count, S, S, 3), rounded to uint8, and their masks
@@ -164,7 +183,13 @@ def validation_pairs(
   """
   options = dataclasses.replace(options, rotate_90=False, rotate_degrees=0.0)
   dataset = train_dataset(
-    images, textures, options, seed=seed, batch_size=count, total_steps=1
+    images,
+    textures,
+    options,
+    seed=seed,
+    batch_size=count,
+    total_steps=1,
+    foreground=foreground,
   )
   batch = next(dataset.as_numpy_iterator())
   rounded = np.round(batch['image'] * 255.0).astype(np.uint8)

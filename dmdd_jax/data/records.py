@@ -1,6 +1,6 @@
 """Lists, checks and reads image folders; knows neither TensorFlow nor jax.
 
-The layout is MVTec AD's:
+The layout here is MVTec AD's; `layouts` has the others:
 
   ROOT/CATEGORY/train/good/*.png
   ROOT/CATEGORY/test/good/*.png
@@ -20,11 +20,9 @@ is not there), `DatasetError` (what is there is no data set) and `BadImageError`
 (a file that cannot be used as an image or a mask).
 """
 
-import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
-import hashlib
 import os
 from typing import Any
 
@@ -33,21 +31,14 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+from dmdd_jax.data import files
+
+SUFFIXES = files.SUFFIXES
+MissingDataError = files.MissingDataError
+DatasetError = files.DatasetError
+BadImageError = files.BadImageError
 GOOD = 'good'
-_NAMED = 5  # How many file names one message spells out.
-
-
-class MissingDataError(FileNotFoundError):
-  """A folder or file that the layout needs is not there."""
-
-
-class DatasetError(ValueError):
-  """A folder is there but does not hold a usable data set."""
-
-
-class BadImageError(ValueError):
-  """A file cannot be used as an image, or as the mask of its image."""
+MVTEC_AD = 'mvtec_ad'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +47,9 @@ class Record:
 
   Attributes:
     image: absolute path of the image.
-    mask: absolute path of its mask, None for a good image.
+    mask: absolute path of its mask, None for a good image; None for a
+      defective one means that its defect's place is not known. Where it is a
+      folder, the masks in it are laid over each other.
     label: 0 for good, 1 for defective; the folder decides.
     defect: name of the folder the image lies in, 'good' for label 0.
   """
@@ -65,6 +58,11 @@ class Record:
   mask: str | None
   label: int
   defect: str
+
+  @property
+  def has_truth(self) -> bool:
+    """Whether it is known which of the pixels are defective."""
+    return self.mask is not None or not self.label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,7 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
   Raises:
     MissingDataError: root is missing or no folder.
   """
-  root = _absolute(root)
+  root = files.absolute(root)
   if not os.path.isdir(root):
     found = 'a file' if os.path.exists(root) else 'nothing'
     raise MissingDataError(
@@ -97,17 +95,27 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
     )
   return tuple(
     name
-    for name in _folders(root)
+    for name in files.folders(root)
     if os.path.isdir(os.path.join(root, name, 'train', GOOD))
   )
 
 
 def list_dataset(data: Mapping[str, Any]) -> Dataset:
-  """Lists what `config.data` names: its root, category and layout.
+  """Lists what `config.data` names: its layout, root and category.
+
+  Args:
+    data: `name` is a layout (`mvtec_ad` if absent, or one of `layouts.NAMES`);
+      the fields that it reads are described in configs/default.py.
 
   Raises:
     MissingDataError, DatasetError: nothing usable is there.
+    ValueError: no such layout.
   """
+  name = data.get('name', MVTEC_AD)
+  if name != MVTEC_AD:
+    from dmdd_jax.data import layouts  # It imports this module.
+
+    return layouts.list_dataset(data)
   if not data['root']:
     raise MissingDataError(
       'no data: set --config.data.root to the folder that holds the categories'
@@ -135,20 +143,21 @@ def list_mvtec(root: str | os.PathLike, category: str) -> Dataset:
       without a mask.
     DatasetError: no image in train/good, or a folder that cannot be read.
   """
-  root = _absolute(root)
+  root = files.absolute(root)
   folder = _category_folder(root, category)
   train = _list_good(folder)
   test_root = os.path.join(folder, 'test')
   test, unmasked = [], []
-  defects = _folders(test_root) if os.path.isdir(test_root) else ()
+  defects = files.folders(test_root) if os.path.isdir(test_root) else ()
   for defect in defects:
-    images = _images(os.path.join(test_root, defect))
+    images = files.images(os.path.join(test_root, defect))
     if defect == GOOD:
       test += [Record(path, None, 0, GOOD) for path in images]
       continue
-    masks = _masks(os.path.join(folder, 'ground_truth', defect))
+    masks = files.by_stem(os.path.join(folder, 'ground_truth', defect))
     for path in images:
-      mask = masks.get(_stem(path) + '_mask') or masks.get(_stem(path))
+      stem = files.stem(path)
+      mask = masks.get(f'{stem}_mask') or masks.get(stem)
       test.append(Record(path, mask, 1, defect))
       if mask is None:
         unmasked.append(test[-1])
@@ -172,7 +181,7 @@ def _category_folder(root: str, category: str) -> str:
       f'{os.path.dirname(root)} and the category to {os.path.basename(root)}.'
     )
   else:
-    names = ', '.join(_folders(root)[:20]) or 'none'
+    names = ', '.join(files.folders(root)[:20]) or 'none'
     hint = (
       'No folder there holds train/good (folders found: '
       f'{names}). Set --config.data.root to the folder of the categories.'
@@ -192,19 +201,19 @@ def _list_good(folder: str) -> tuple[Record, ...]:
   )
   if not os.path.isdir(good):
     train = os.path.join(folder, 'train')
-    names = _folders(train if os.path.isdir(train) else folder)
+    names = files.folders(train if os.path.isdir(train) else folder)
     raise MissingDataError(
       f'Category {folder}: found no folder train/good (folders found: '
       f'{", ".join(names[:20]) or "none"}), {expected}. Move them there, or '
       'choose another category or --config.data.root.'
     )
-  images = _images(good)
+  images = files.images(good)
   if not images:
     others = [name for name in sorted(os.listdir(good)) if name[0] != '.']
     raise DatasetError(
       f'Category {folder}: found no image in train/good '
-      f'({_some(others) or "it is empty"}), {expected}. Copy them there, or '
-      'choose another category or --config.data.root.'
+      f'({files.some(others) or "it is empty"}), {expected}. Copy them '
+      'there, or choose another category or --config.data.root.'
     )
   return tuple(Record(path, None, 0, GOOD) for path in images)
 
@@ -213,11 +222,11 @@ def _unmasked_message(folder: str, unmasked: Sequence[Record]) -> str:
   """Returns the error text for defect images that have no mask."""
   first = unmasked[0]
   masks = os.path.join(folder, 'ground_truth', first.defect)
-  stem = _stem(first.image)
+  stem = files.stem(first.image)
   more = ''
   if len(unmasked) > 1:
     rest = [f'{r.defect}/{os.path.basename(r.image)}' for r in unmasked[1:]]
-    more = f' The same holds for {len(rest)} more: {_some(rest)}.'
+    more = f' The same holds for {len(rest)} more: {files.some(rest)}.'
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
@@ -231,9 +240,9 @@ def _warn_about_test(folder: str, test: Sequence[Record]) -> None:
   used = {record.mask for record in test}
   truth = os.path.join(folder, 'ground_truth')
   unused = []
-  for defect in _folders(truth) if os.path.isdir(truth) else ():
+  for defect in files.folders(truth) if os.path.isdir(truth) else ():
     if defect != GOOD:
-      masks = _images(os.path.join(truth, defect))
+      masks = files.images(os.path.join(truth, defect))
       unused += [
         f'{defect}/{os.path.basename(m)}' for m in masks if m not in used
       ]
@@ -242,7 +251,7 @@ def _warn_about_test(folder: str, test: Sequence[Record]) -> None:
       'Masks in %s without an image in test/, ignored: %d: %s',
       truth,
       len(unused),
-      _some(unused),
+      files.some(unused),
     )
   labels = {record.label for record in test}
   if not labels:
@@ -290,7 +299,7 @@ def validate(
   if bad and on_bad == 'error':
     more = ''
     if len(bad) > 1:
-      more = f' And {len(bad) - 1} more: {_some(bad[1:], sep="; ")}.'
+      more = f' And {len(bad) - 1} more: {files.some(bad[1:], sep="; ")}.'
     raise BadImageError(
       f'{bad[0]}.{more} Replace or remove the file, or leave bad files out '
       'with --config.data.on_bad_image=skip.'
@@ -314,7 +323,7 @@ def _fault(record: Record) -> str | None:
     image = _read(record.image, _to_rgb)
     if record.mask is None:
       return None
-    mask = _read(record.mask, _to_binary)
+    mask = _read_binary(record.mask)
   except BadImageError as error:
     return str(error)
   if mask.size != image.size:
@@ -385,7 +394,7 @@ def read_mask(path: str | os.PathLike, size: int | None) -> np.ndarray:
   Raises:
     BadImageError: as for `read_image`.
   """
-  mask = _read(path, _to_binary)
+  mask = _read_binary(path)
   if size is not None and mask.size != (size, size):
     mask = mask.resize((size, size), Image.Resampling.NEAREST)
   return np.asarray(mask)[..., np.newaxis]
@@ -426,6 +435,20 @@ def load_arrays(
 
   _map_threads(fill, range(len(records)), num_threads)
   return images, masks
+
+
+def _read_binary(path: str | os.PathLike) -> Image.Image:
+  """Decodes a mask, or all masks of a folder into one."""
+  if not os.path.isdir(path):
+    return _read(path, _to_binary)
+  masks = [_read(name, _to_binary) for name in files.images(os.fspath(path))]
+  if not masks or len({mask.size for mask in masks}) > 1:
+    found = 'no mask in this folder'
+    if masks:
+      found = 'its masks differ in size'
+    raise BadImageError(f'{os.fspath(path)}: {found}')
+  union = np.max([np.asarray(mask) for mask in masks], axis=0)
+  return Image.fromarray(union)
 
 
 def _read(
@@ -510,7 +533,7 @@ def split_holdout(
   records = sorted(records, key=lambda record: record.image)
   count = max(minimum, round(fraction * len(records))) if fraction else 0
   count = min(count, len(records) // 2)
-  drawn = sorted(records, key=lambda record: _draw(record.image, seed))
+  drawn = sorted(records, key=lambda record: files.draw(record.image, seed))
   held_out = frozenset(drawn[:count])
   return (
     tuple(record for record in records if record not in held_out),
@@ -531,7 +554,7 @@ def list_textures(path: str | os.PathLike) -> tuple[str, ...]:
     MissingDataError: the folder is missing.
     DatasetError: there is no image in it.
   """
-  path = _absolute(path)
+  path = files.absolute(path)
   way_out = (
     'Set --config.data.textures to a folder of images, or leave it empty for '
     'procedural textures.'
@@ -542,20 +565,13 @@ def list_textures(path: str | os.PathLike) -> tuple[str, ...]:
       f'Texture folder {path}: found {found}, expected a folder of images (any '
       f'depth). {way_out}'
     )
-  found, seen, pending = [], set(), collections.deque([path])
-  while pending:
-    folder = pending.popleft()
-    if os.path.realpath(folder) in seen:  # Links may form a loop.
-      continue
-    seen.add(os.path.realpath(folder))
-    found += _images(folder)
-    pending += [os.path.join(folder, name) for name in _folders(folder)]
+  found = files.images_below(path)
   if not found:
     raise DatasetError(
       f'Texture folder {path}: found no image, expected at least one file with '
       f'a suffix of {" ".join(SUFFIXES)} (any depth). {way_out}'
     )
-  return tuple(sorted(found))
+  return found
 
 
 def load_textures(
@@ -583,7 +599,9 @@ def load_textures(
   """
   paths = sorted(paths)
   if limit and limit < len(paths):
-    paths = sorted(sorted(paths, key=lambda path: _draw(path, seed))[:limit])
+    paths = sorted(
+      sorted(paths, key=lambda path: files.draw(path, seed))[:limit]
+    )
   textures = np.zeros((len(paths), size, size, 3), np.uint8)
 
   def fill(index: int) -> None:
@@ -602,67 +620,6 @@ def load_textures(
 
 
 # Small helpers.
-
-
-def _absolute(path: str | os.PathLike) -> str:
-  return os.path.abspath(os.path.expanduser(os.fspath(path)))
-
-
-def _stem(path: str) -> str:
-  return os.path.splitext(os.path.basename(path))[0]
-
-
-def _entries(folder: str) -> list[os.DirEntry]:
-  """Returns the entries of a folder that are not hidden, sorted by name."""
-  try:
-    with os.scandir(folder) as entries:
-      return sorted(
-        (entry for entry in entries if not entry.name.startswith('.')),
-        key=lambda entry: entry.name,
-      )
-  except OSError as error:
-    raise DatasetError(
-      f'Folder {folder}: found it unreadable ({error.strerror}), expected a '
-      'folder that can be listed. Check its permissions.'
-    ) from None
-
-
-def _folders(folder: str) -> tuple[str, ...]:
-  """Returns the names of the folders in a folder."""
-  return tuple(entry.name for entry in _entries(folder) if entry.is_dir())
-
-
-def _images(folder: str) -> tuple[str, ...]:
-  """Returns the paths of the image files in a folder.
-
-  A link to nothing counts: dropping it here would hide it from `validate`.
-  """
-  return tuple(
-    entry.path
-    for entry in _entries(folder)
-    if os.path.splitext(entry.name)[1].lower() in SUFFIXES
-    and not entry.is_dir()
-  )
-
-
-def _masks(folder: str) -> dict[str, str]:
-  """Returns the image files of a folder by stem; {} when it is missing."""
-  if not os.path.isdir(folder):
-    return {}
-  return {_stem(path): path for path in reversed(_images(folder))}
-
-
-def _draw(path: str, seed: int) -> bytes:
-  """Returns a hash of file name and seed to order files by."""
-  text = f'{seed}/{os.path.basename(path)}'
-  return hashlib.blake2b(
-    text.encode('utf-8', 'surrogateescape'), digest_size=16
-  ).digest()
-
-
-def _some(names: Sequence[str], sep: str = ', ') -> str:
-  """Returns the first names and an ellipsis, for messages."""
-  return sep.join(names[:_NAMED]) + (sep + '...' if len(names) > _NAMED else '')
 
 
 def _map_threads(function: Callable, items: Iterable, num_threads: int) -> list:

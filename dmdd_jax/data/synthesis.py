@@ -23,13 +23,16 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from dmdd_jax.data import texture_augment
+
 Draws = Mapping[str, tf.Tensor]
 
 # Grid cells per axis are 2**0 .. 2**(LEVELS - 1).
 LEVELS = 6
 _GRID = 2 ** (LEVELS - 1) + 1
 # How many uniform numbers each purpose takes from an example's stream, in
-# order. Appending keeps what the others get; reordering changes every pair.
+# order. Any change here, appending too, changes every pair: the second half of
+# the numbers are the second words of the counters of the first half.
 _DRAWS = {
   'turn': 2,
   'scale': 2,
@@ -41,6 +44,15 @@ _DRAWS = {
   'shift': 2,
   'angles': _GRID * _GRID,
 }
+# Purposes that came later, from the counters after those: what comes last here
+# can be appended to, and changes nothing of what the others get.
+_LATER_DRAWS = {
+  'augment_order': texture_augment.COUNT,
+  'augment_values': texture_augment.VALUES,
+}
+FOREGROUNDS = ('off', 'otsu', 'grabcut')
+# A foreground of a smaller or larger share of the image is no foreground.
+_FOREGROUND_MIN, _FOREGROUND_MAX = 0.02, 0.98
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Of Threefry-2x32.
 
 
@@ -63,6 +75,9 @@ class Options:
     rotate_90: the input is first turned by a random multiple of 90 degrees.
     rotate_degrees: ... and by up to so many degrees either way, reflected at
       the border.
+    foreground: where anomalies may be: anywhere ('off'), or on the object as
+      `foreground` finds it ('otsu', 'grabcut'); the caller passes its masks.
+    texture_augment: textures are altered as DRAEM does, see `texture_augment`.
   """
 
   image_size: int
@@ -77,6 +92,8 @@ class Options:
   min_contrast: float = 0.02
   rotate_90: bool = False
   rotate_degrees: float = 0.0
+  foreground: str = 'off'
+  texture_augment: bool = False
 
   def __post_init__(self):
     if self.image_size < 32 or self.image_size % 32:
@@ -98,6 +115,11 @@ class Options:
         raise ValueError(
           f'config.synthesis.{name} must be in [0, 1], is {value}'
         )
+    if self.foreground not in FOREGROUNDS:
+      raise ValueError(
+        f'config.synthesis.foreground is {self.foreground!r}; choose from'
+        f' {FOREGROUNDS}'
+      )
     if self.region_area_min > self.region_area_max:
       raise ValueError(
         f'config.synthesis.region_area_min = {self.region_area_min} is above'
@@ -142,12 +164,26 @@ def draw(
   Returns:
     {purpose: (B, n) float32 in [0, 1)} for the purposes of a pair.
   """
-  total = sum(_DRAWS.values())
   key = (
     tf.constant(seed & 0xFFFFFFFF, tf.uint32),
     tf.cast(examples, tf.uint32)[:, None],
   )
-  index = tf.range((total + 1) // 2, dtype=tf.int64)
+  first = (sum(_DRAWS.values()) + 1) // 2
+  return {
+    **_stream(key, epochs, 0, _DRAWS),
+    **_stream(key, epochs, first, _LATER_DRAWS),
+  }
+
+
+def _stream(
+  key: tuple[tf.Tensor, tf.Tensor],
+  epochs: tf.Tensor,
+  first: int,
+  purposes: Mapping[str, int],
+) -> dict[str, tf.Tensor]:
+  """{purpose: (B, n)} from the counters from `first` on, two numbers each."""
+  total = sum(purposes.values())
+  index = tf.range(first, first + (total + 1) // 2, dtype=tf.int64)
   counter = (
     tf.cast(epochs, tf.uint32)[:, None],
     tf.cast(index, tf.uint32)[None, :],
@@ -155,9 +191,8 @@ def draw(
   bits = tf.concat(threefry(key, counter), axis=1)
   bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
   numbers = tf.cast(bits, tf.float32) * 2.0**-24
-  sizes = list(_DRAWS.values())
-  parts = tf.split(numbers[:, :total], sizes, axis=1)
-  return dict(zip(_DRAWS, parts))
+  parts = tf.split(numbers[:, :total], list(purposes.values()), axis=1)
+  return dict(zip(purposes, parts))
 
 
 def _perlin_tables(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +313,7 @@ def region_mask(draws: Draws, options: Options) -> tf.Tensor:
 
 
 def augment(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
-  """Turns images (B, S, S, 3) as `rotate_90` and `rotate_degrees` allow."""
+  """Turns images (B, S, S, C) as `rotate_90` and `rotate_degrees` allow."""
   if not options.rotate_90 and not options.rotate_degrees:
     return images
   turn = draws['turn']
@@ -300,7 +335,11 @@ def _roll_from_elsewhere(normal: tf.Tensor, draws: Draws) -> tf.Tensor:
 
 
 def synthesize(
-  normal: tf.Tensor, textures: tf.Tensor, draws: Draws, options: Options
+  normal: tf.Tensor,
+  textures: tf.Tensor,
+  draws: Draws,
+  options: Options,
+  foreground: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Paints one anomaly, or none, on each image.
 
@@ -309,6 +348,9 @@ def synthesize(
     textures: (T, S, S, 3) uint8, T >= 1.
     draws: of the B examples, from `draw`.
     options: what to synthesise.
+    foreground: (B, S, S, 1) float32, turned like the images: above 0.5 an
+      anomaly may be. One that covers under 2 or over 98 per cent of its image
+      has failed, and that image is painted anywhere.
 
   Returns:
     The images (B, S, S, 3) float32 in [0, 1] and their masks (B, S, S, 1)
@@ -316,14 +358,33 @@ def synthesize(
   """
   count = tf.cast(tf.shape(textures)[0], tf.float32)
   index = tf.cast(draws['texture'][:, 0] * count, tf.int32)
+  texture = tf.gather(textures, index)
+  if options.texture_augment:
+    texture = texture_augment.augment(
+      tf.cast(texture, tf.float32) / 255.0,
+      draws['augment_order'],
+      draws['augment_values'],
+    )
+    texture = tf.cast(tf.round(255.0 * texture), tf.uint8)
   return _paint(
     normal,
-    tf.gather(textures, index),
+    texture,
     _roll_from_elsewhere(normal, draws) if options.self_share else normal,
     perlin_mask(draws, options),
     {name: draws[name] for name in ('kind', 'shape', 'opacity')},
     options,
+    None if foreground is None else _allowed(foreground),
   )
+
+
+def _allowed(foreground: tf.Tensor) -> tf.Tensor:
+  """Where anomalies may be, (B, S, S, 1) bool, from (B, S, S, 1) float."""
+  inside = foreground > 0.5
+  share = tf.reduce_mean(
+    tf.cast(inside, tf.float32), axis=(1, 2, 3), keepdims=True
+  )
+  failed = tf.logical_or(share < _FOREGROUND_MIN, share > _FOREGROUND_MAX)
+  return tf.logical_or(inside, failed)
 
 
 @tf.function(jit_compile=True)
@@ -334,6 +395,7 @@ def _paint(
   mask: tf.Tensor,
   draws: Draws,
   options: Options,
+  allowed: tf.Tensor | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """The elementwise part of `synthesize`, fused by XLA."""
   kind = draws['kind'][..., None, None, None]
@@ -341,6 +403,8 @@ def _paint(
     region = region_mask(draws, options)
     mask = tf.where(kind[:, 0] < options.region_share, region, mask)
   mask = tf.logical_and(mask, kind[:, 1] >= options.clean_share)
+  if allowed is not None:
+    mask = tf.logical_and(mask, allowed)
   filling = tf.cast(texture, tf.float32) / 255.0
   if options.self_share > 0.0:
     filling = tf.where(kind[:, 2] < options.self_share, elsewhere, filling)

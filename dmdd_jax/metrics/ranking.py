@@ -137,6 +137,35 @@ def auroc(scores, labels):
   return ranking(scores, labels).auroc
 
 
+def roc_curve(scores, labels):
+  """Every corner of the ROC curve, for plotting; ties are one straight line.
+
+  Args:
+    scores: (N,) finite numbers, higher means more anomalous.
+    labels: (N,) in {0, 1}.
+
+  Returns:
+    (K,) false-positive rate and (K,) true-positive rate, ascending from (0, 0)
+    to (1, 1).
+
+  Raises:
+    ValueError: unless both labels occur; as `ranking`.
+  """
+  scores = maps_lib.check_scores(scores, 'scores')
+  labels = maps_lib.check_labels(labels).astype(np.int64)
+  if scores.shape != labels.shape or not 0 < labels.sum() < labels.size:
+    raise ValueError(
+      f'a ROC curve needs both labels, found {int(labels.sum())} positives of'
+      f' {labels.size} and {scores.size} scores'
+    )
+  order = np.argsort(-scores, kind='stable')
+  last = np.append(np.diff(scores[order]) != 0, True)
+  hits, alarms = np.cumsum(labels[order]), np.cumsum(1 - labels[order])
+  return tuple(
+    np.append(0.0, count[last] / count[-1]) for count in (alarms, hits)
+  )
+
+
 def average_precision(scores, labels):
   """Average precision; see `ranking`."""
   return ranking(scores, labels).ap

@@ -255,6 +255,46 @@ def pro_curve(maps, masks=None, points=None):
   return fpr, pro
 
 
+def curves(maps, masks=None, points=400, focus=0.3):
+  """The ROC and the PRO curve of the pixels in one pass, for plotting.
+
+  They are thinned as they are found, so that memory stays bounded whatever the
+  number of pixels.
+
+  Args:
+    maps: maps, or the `Pixels` of `prepare`.
+    masks: masks; None with `Pixels` or a `MapStore`.
+    points: about how many corners to keep of each curve, evenly spaced along
+      it, twice as dense up to `focus`.
+    focus: an FPR.
+
+  Returns:
+    Two pairs, (K,) FPR and (K,) true-positive rate, (L,) FPR and (L,) PRO, both
+    ascending from (0, 0) to (1, 1).
+
+  Raises:
+    ValueError: without defect or without anomaly-free pixels; as `prepare`.
+  """
+  pixels = prepare(maps, masks)
+  if not pixels.positives or not pixels.negatives:
+    raise ValueError('the curves need both defect and anomaly-free pixels')
+  found = ([np.zeros((2, 1))], [np.zeros((2, 1))])
+  for block in pixels.steps(pixels.region_weights()):
+    fpr = np.stack([block.above, block.upto], 1).ravel() / pixels.negatives
+    for parts, gain in zip(
+      found, (block.hits / pixels.positives, block.weight), strict=True
+    ):
+      rate = parts[-1][1, -1] + np.append(0.0, np.cumsum(gain))
+      rate = np.stack([rate[:-1], rate[1:]], 1).ravel()
+      way = np.minimum(fpr, focus) / focus + fpr + rate
+      cell = np.floor(way * (points / 3))
+      keep = np.append(cell[1:] != cell[:-1], True)
+      parts.append(np.stack([fpr[keep], np.minimum(rate[keep], 1.0)]))
+  for parts in found:
+    parts.append(np.ones((2, 1)))
+  return tuple(tuple(np.concatenate(parts, axis=1)) for parts in found)
+
+
 def pro_per_image(maps, masks=None, thresholds=200, limit=0.3):
   """The PRO of RD4AD's line of work, one value per image with a defect.
 

@@ -1,0 +1,121 @@
+"""What the builders share: a layout of `data.layouts` as a TFDS data set."""
+
+from collections.abc import Iterator
+import os
+from typing import Any
+
+from absl import logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dmdd_jax.data import layouts
+from dmdd_jax.data import records as records_lib
+
+# Folders that a category, or a set without categories, holds.
+_INSIDE = {'train', 'test', 'Data', 'Imgs'}
+
+
+class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A data set of one layout, a builder config per category.
+
+  Attributes:
+    LAYOUT: its name in `config.data.name`.
+    ARCHIVES: file names under which its archive is known.
+    LICENCE: shown before it is prepared.
+    HOMEPAGE: where the data and their terms are described.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First release.'}
+  LAYOUT = ''
+  ARCHIVES: tuple[str, ...] = ()
+  LICENCE = ''
+  HOMEPAGE = ''
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3)),
+          'mask': tfds.features.Image(shape=(None, None, 1)),
+          'label': tfds.features.ClassLabel(names=['good', 'defective']),
+          'defect': tfds.features.Text(),
+          'filename': tfds.features.Text(),
+          **self.extra_features(),
+        }
+      ),
+      homepage=self.HOMEPAGE,
+      license=self.LICENCE,
+      disable_shuffling=True,
+    )
+
+  def extra_features(self) -> dict[str, Any]:
+    """More features of an example; none here."""
+    return {}
+
+  def extra_values(
+    self, root: str, record: records_lib.Record
+  ) -> dict[str, Any]:
+    """The values of `extra_features` of one record."""
+    del root, record
+    return {}
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    logging.info('%s: licence: %s', self.name, self.LICENCE)
+    root = self._root(dl_manager)
+    dataset = layouts.list_dataset(
+      {'name': self.LAYOUT, 'root': root, 'category': self.builder_config.name}
+    )
+    return {
+      'train': self._generate_examples(root, dataset.train),
+      'test': self._generate_examples(root, dataset.test),
+    }
+
+  def _root(self, dl_manager: tfds.download.DownloadManager) -> str:
+    """The unpacked folder: `manual_dir`, or what its archive holds.
+
+    Raises:
+      MissingDataError: nothing is there; where to get it and where to put it.
+    """
+    try:
+      manual = os.fspath(dl_manager.manual_dir)
+    except (AssertionError, FileNotFoundError) as error:
+      raise records_lib.MissingDataError(
+        f'{self.name}: {self.MANUAL_DOWNLOAD_INSTRUCTIONS} ({error})'
+      ) from None
+    for name in self.ARCHIVES:
+      archive = os.path.join(manual, name)
+      if os.path.isfile(archive):
+        return _unwrap(os.fspath(dl_manager.extract(archive)))
+    return _unwrap(manual)
+
+  def _generate_examples(
+    self, root: str, records: tuple[records_lib.Record, ...]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index, record in enumerate(records):
+      image = records_lib.read_image(record.image, None)
+      mask = np.zeros((*image.shape[:2], 1), np.uint8)
+      if record.mask is not None:
+        mask = 255 * records_lib.read_mask(record.mask, None)
+      filename = os.path.relpath(record.image, root).replace(os.sep, '/')
+      yield (
+        f'{index:06d}/{filename}',
+        {
+          'image': image,
+          'mask': mask,
+          'label': record.label,
+          'defect': record.defect,
+          'filename': filename,
+          **self.extra_values(root, record),
+        },
+      )
+
+
+def _unwrap(folder: str) -> str:
+  """The only folder in a folder that holds nothing else, or the folder."""
+  entries = [e for e in os.listdir(folder) if not e.startswith('.')]
+  inner = os.path.join(folder, entries[0]) if len(entries) == 1 else ''
+  # A single category is no wrapper.
+  if os.path.isdir(inner) and not _INSIDE & set(os.listdir(inner)):
+    return _unwrap(inner)
+  return folder

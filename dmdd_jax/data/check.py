@@ -1,0 +1,319 @@
+"""Finds what is wrong with a category of images before a training does.
+
+The layout is MVTec AD's. Unlike `records`, which stops at the first fault,
+everything is looked at and every fault is said, one line with its file.
+
+Synopsis:
+
+  report = check.check_category('data/mvtec', 'screw')
+  print(check.format_report(report))
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+
+import numpy as np
+from PIL import Image
+
+from dmdd_jax.data import files
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import surfaces
+from dmdd_jax.data import synthesis as synthesis_lib
+
+# A mask with fewer pixels, or a smaller share of them, is nearly empty: a slip
+# of the pen, or a defect that no figure at 256 pixels would see.
+_MIN_PIXELS, _MIN_SHARE = 4, 2e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What stands in a category's folder.
+
+  Attributes:
+    folder: its absolute path.
+    counts: {'train/good': images, 'test/DEFECT': images}.
+    sizes: {(width, height): images}.
+    areas: smallest, median and largest share of a mask, NaN without masks.
+    repeated: images that show the same as another of their own folder.
+    faults: one line each, 'FILE: what is wrong with it'.
+  """
+
+  folder: str
+  counts: Mapping[str, int]
+  sizes: Mapping[tuple[int, int], int]
+  areas: tuple[float, float, float]
+  repeated: int
+  faults: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+  """One decoded file: its size, a hash of its pixels, defect pixels."""
+
+  size: tuple[int, int] = (0, 0)
+  digest: bytes = b''
+  pixels: int = 0
+  fault: str = ''
+
+
+def check_category(root: str | os.PathLike, category: str) -> Report:
+  """Decodes every image and mask of a category and says what is wrong.
+
+  Args:
+    root: the folder of the categories.
+    category: the name of the category's folder.
+
+  Raises:
+    MissingDataError: there is no such folder.
+  """
+  folder = os.path.join(files.absolute(root), category)
+  if not category or not os.path.isdir(folder):
+    known = (
+      files.folders(os.path.dirname(folder)) if os.path.isdir(root) else ()
+    )
+    raise records_lib.MissingDataError(
+      f'there is no category folder {folder}; --root holds'
+      f' {", ".join(known) or "no folders"}'
+    )
+  images = {
+    name: files.images(os.path.join(folder, name))
+    for split in ('train', 'test')
+    for name in _below(folder, split)
+  }
+  masks = {
+    name: files.images(os.path.join(folder, name))
+    for name in _below(folder, 'ground_truth')
+  }
+  seen = _decode([p for paths in images.values() for p in paths], _see_image)
+  drawn = _decode([p for paths in masks.values() for p in paths], _see_mask)
+  pairs, faults = _pair(images, masks)
+  faults += _layout_faults(folder, images)
+  faults += [s.fault for s in (*seen.values(), *drawn.values()) if s.fault]
+  faults += _mask_faults(pairs, seen, drawn)
+  twins, repeated = _duplicates(images, seen)
+  shares = [
+    drawn[m].pixels / np.prod(drawn[m].size) for m in pairs if drawn[m].digest
+  ]
+  nan = float('nan')
+  areas = np.quantile(shares, (0, 0.5, 1)) if shares else (nan, nan, nan)
+  return Report(
+    folder=folder,
+    counts={name: len(paths) for name, paths in images.items()},
+    sizes=collections.Counter(s.size for s in seen.values() if s.digest),
+    areas=tuple(float(a) for a in areas),
+    repeated=repeated,
+    faults=tuple(sorted(faults + twins)),
+  )
+
+
+def format_report(report: Report) -> str:
+  """The report as text: counts, sizes, mask areas, one line per fault."""
+  lines = [report.folder]
+  lines += [f'  {name}: {n} images' for name, n in report.counts.items()]
+  sizes = sorted(report.sizes.items(), key=lambda item: -item[1])
+  named = ', '.join(f'{w}x{h} ({n})' for (w, h), n in sizes[:8])
+  more = f' and {len(sizes) - 8} more' if len(sizes) > 8 else ''
+  lines.append(f'  sizes (width x height): {named or "none"}{more}')
+  if not np.isnan(report.areas[0]):
+    low, middle, high = (f'{100 * area:.3g} %' for area in report.areas)
+    lines.append(
+      f'  masks cover {low} to {high} of their images, median {middle}'
+    )
+  if report.repeated:
+    lines.append(
+      f'  {report.repeated} images repeat another one of their folder'
+    )
+  lines += report.faults
+  lines.append(f'{len(report.faults)} faults')
+  return '\n'.join(lines)
+
+
+def write_sheet(
+  path: str,
+  root: str | os.PathLike,
+  category: str,
+  options: synthesis_lib.Options,
+  *,
+  textures: str = '',
+  seed: int = 0,
+  count: int = 16,
+) -> None:
+  """Writes a contact sheet of synthesised pairs: normal, anomalous, mask.
+
+  Args:
+    path: an image file to write; its folder is made.
+    root: the folder of the categories.
+    category: the name of the category's folder.
+    options: of the synthesis; `options.image_size` is a picture's side.
+    textures: a folder of textures; '' means procedural ones.
+    seed: of the choice of images and of the anomalies.
+    count: of pairs.
+
+  Raises:
+    MissingDataError, DatasetError, BadImageError: see `records`.
+  """
+  from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
+
+  train = records_lib.list_mvtec(root, category).train
+  train = records_lib.validate(train, 'skip')
+  size = options.image_size
+  fillings = _fillings(textures, size, seed)
+  few = sorted(train, key=lambda record: files.draw(record.image, seed))
+  images, _ = records_lib.load_arrays(few[:count], size)
+  inside = None
+  if options.foreground != 'off':
+    from dmdd_jax.data import foreground  # Needs OpenCV, nothing else does.
+
+    inside = foreground.load(few[:count], size, options.foreground)
+  pairs = pipeline.train_dataset(
+    images,
+    fillings,
+    options,
+    seed=seed,
+    batch_size=count,
+    total_steps=1,
+    foreground=inside,
+  )
+  batch = next(pairs.as_numpy_iterator())
+  mask = np.repeat(batch['mask'], 3, axis=-1)
+  strips = np.concatenate([batch['normal'], batch['image'], mask], axis=2)
+  columns = 2
+  strips = np.pad(strips, [(0, -count % columns), (0, 4), (0, 4), (0, 0)])
+  rows = strips.reshape(-1, columns, *strips.shape[1:])
+  sheet = np.concatenate(
+    [np.concatenate(list(row), axis=1) for row in rows], axis=0
+  )
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  Image.fromarray(np.round(sheet * 255.0).astype(np.uint8)).save(path)
+
+
+def _fillings(textures: str, size: int, seed: int) -> np.ndarray:
+  """Textures of a folder, or procedural ones without a folder."""
+  if not textures:
+    return surfaces.procedural_textures(50, size, seed)
+  paths = records_lib.list_textures(textures)
+  return records_lib.load_textures(paths, size, 200, seed)
+
+
+def _below(folder: str, split: str) -> list[str]:
+  """'SPLIT/NAME' of every folder in a split, train/good always among them."""
+  path = os.path.join(folder, split)
+  names = files.folders(path) if os.path.isdir(path) else ()
+  if split == 'train' and records_lib.GOOD in names:
+    names = (records_lib.GOOD,)
+  return [f'{split}/{name}' for name in names]
+
+
+def _decode(
+  paths: Sequence[str], look: Callable[[str], _Seen]
+) -> dict[str, _Seen]:
+  """Looks at all files in threads; a file that cannot be read is a fault."""
+
+  def safely(path: str) -> _Seen:
+    try:
+      return look(path)
+    except records_lib.BadImageError as error:
+      return _Seen(fault=str(error))
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    return dict(zip(paths, pool.map(safely, paths)))
+
+
+def _see_image(path: str) -> _Seen:
+  pixels = records_lib.read_image(path, None)
+  digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
+  digest.update(repr(pixels.shape).encode())
+  return _Seen((pixels.shape[1], pixels.shape[0]), digest.digest())
+
+
+def _see_mask(path: str) -> _Seen:
+  mask = records_lib.read_mask(path, None)
+  size = (mask.shape[1], mask.shape[0])
+  return _Seen(size, b'mask', int(np.count_nonzero(mask)))
+
+
+def _pair(
+  images: Mapping[str, Sequence[str]], masks: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, str], list[str]]:
+  """{mask: image}, and the faults of masks and images without the other."""
+  pairs, faults = {}, []
+  for name, paths in images.items():
+    split, defect = name.split('/')
+    if split != 'test' or defect == records_lib.GOOD:
+      continue
+    known = {files.stem(p): p for p in masks.get(f'ground_truth/{defect}', ())}
+    for path in paths:
+      stem = files.stem(path)
+      mask = known.get(f'{stem}_mask') or known.get(stem)
+      if mask is None:
+        faults.append(f'{path}: there is no mask of this image')
+      else:
+        pairs[mask] = path
+  for path in (p for paths in masks.values() for p in paths):
+    if path not in pairs:
+      faults.append(f'{path}: there is no image of this mask')
+  return pairs, faults
+
+
+def _layout_faults(
+  folder: str, images: Mapping[str, Sequence[str]]
+) -> list[str]:
+  """Folders that are not there, that are empty, or that nobody reads."""
+  faults = []
+  if 'train/good' not in images:
+    faults.append(f'{os.path.join(folder, "train/good")}: there is no folder')
+  for name, paths in images.items():
+    if not paths:
+      faults.append(f'{os.path.join(folder, name)}: there is no image in it')
+  train = os.path.join(folder, 'train')
+  for name in files.folders(train) if os.path.isdir(train) else ():
+    if name != records_lib.GOOD:
+      faults.append(f'{os.path.join(train, name)}: nothing reads this folder')
+  return faults
+
+
+def _mask_faults(
+  pairs: Mapping[str, str],
+  seen: Mapping[str, _Seen],
+  drawn: Mapping[str, _Seen],
+) -> list[str]:
+  """Masks of another size than their image, and nearly empty ones."""
+  faults = []
+  for mask, image in pairs.items():
+    found, whole = drawn[mask], seen[image]
+    if found.fault:
+      continue
+    if not whole.fault and found.size != whole.size:
+      faults.append(
+        f'{mask}: the mask is {found.size[0]}x{found.size[1]}, its image'
+        f' {whole.size[0]}x{whole.size[1]}'
+      )
+    floor = max(_MIN_PIXELS, _MIN_SHARE * np.prod(found.size))
+    if found.pixels < floor:
+      empty = 'empty' if not found.pixels else 'nearly empty'
+      faults.append(f'{mask}: the mask is {empty} ({found.pixels} pixels)')
+  return faults
+
+
+def _duplicates(
+  images: Mapping[str, Iterable[str]], seen: Mapping[str, _Seen]
+) -> tuple[list[str], int]:
+  """Faults of images shown in two folders, and how many repeat in their own."""
+  places = collections.defaultdict(list)
+  for name, paths in images.items():
+    for path in paths:
+      if seen[path].digest:
+        places[seen[path].digest].append((name, path))
+  faults, repeated = [], 0
+  for same in places.values():
+    first_name, first = same[0]
+    for name, path in same[1:]:
+      if name == first_name:
+        repeated += 1
+      else:
+        faults.append(f'{path}: the same image as {first}, pixel by pixel')
+  return faults, repeated

@@ -1,0 +1,84 @@
+"""Whole runs that are small enough for tests."""
+
+import contextlib
+import os
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+import model_helpers
+import numpy as np
+
+from dmdd_jax import pretrained
+from dmdd_jax.data import surfaces
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SIZE = 32
+
+
+def write_data(root):
+  """ROOT/surface: 8 images to train on, 3 good and 4 defective to test."""
+  return surfaces.write_surfaces(
+    root, size=SIZE, train=8, test_good=3, per_defect=1
+  )
+
+
+def tiny_run(root, **changes):
+  """Six steps, four of them of the student, a checkpoint every two."""
+  return model_helpers.tiny_config(
+    **{
+      'data__root': str(root),
+      'data__category': surfaces.CATEGORY,
+      'data__holdout_min': 2,
+      'eval__batch_size': 4,
+      'eval__pictures': 1,
+      'train__total_steps': 6,
+      'train__distill_steps': 4,
+      'train__checkpoint_every': 2,
+      'train__log_every': 2,
+      'train__keep_checkpoints': 3,
+      **changes,
+    }
+  )
+
+
+def write_weights(path, seed=0):
+  """A ResNet-18 with torchvision's names and weights nobody trained."""
+  rng = np.random.default_rng(seed)
+  tensors = {}
+  for name, shape in pretrained.torch_shapes('resnet18').items():
+    if len(shape) == 4:
+      scale = np.sqrt(2 / np.prod(shape[1:]))
+      tensors[name] = scale * rng.standard_normal(shape, np.float32)
+    else:
+      tensors[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+  np.savez(path, **tensors)
+  return str(path)
+
+
+@contextlib.contextmanager
+def compilation_cache(folder):
+  """Compiles a program once for all runs of a module."""
+  options = {
+    'jax_compilation_cache_dir': str(folder),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  try:
+    for name, value in options.items():
+      jax.config.update(name, value)
+    jax_cache.reset_cache()
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    jax_cache.reset_cache()
+
+
+def environment(cache):
+  """Of a process that finds this checkout, and what was compiled before."""
+  return {
+    **os.environ,
+    'PYTHONPATH': REPOSITORY,
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }

@@ -1,0 +1,324 @@
+"""The configuration files: complete, commented, and every field read."""
+
+import ast
+import glob
+import importlib
+import io
+import json
+import os
+import re
+import tokenize
+
+import ml_collections
+import pytest
+
+from configs import default
+from configs import mvtec
+from dmdd_jax import checkpoint
+from dmdd_jax import train
+from dmdd_jax import train_state
+from dmdd_jax.data import synthesis
+from dmdd_jax.models import dmdd
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FILES = sorted(
+  os.path.splitext(os.path.basename(path))[0]
+  for path in glob.glob(os.path.join(REPOSITORY, 'configs', '[!_]*.py'))
+)
+# The 15 of Bergmann et al., CVPR 2019.
+MVTEC_AD = [
+  *('bottle', 'cable', 'capsule', 'carpet', 'grid', 'hazelnut', 'leather'),
+  *('metal_nut', 'pill', 'screw', 'tile', 'toothbrush', 'transistor'),
+  *('wood', 'zipper'),
+]
+
+
+def _flatten(tree, prefix=''):
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _fields(config):
+  """All fields but `per_category`, whose keys are names of categories."""
+  tree = {k: v for k, v in config.to_dict().items() if k != 'per_category'}
+  return _flatten(tree)
+
+
+# Files.
+
+
+def test_the_files_the_readme_names_are_there():
+  assert {'default', 'mvtec', 'demo'} <= set(FILES)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_loads_and_has_the_default_fields(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  assert isinstance(config, ml_collections.ConfigDict)
+  expected = _fields(default.get_config())
+  found = _fields(config)
+  assert found.keys() == expected.keys()
+  for field, value in found.items():
+    assert isinstance(value, type(expected[field])), field
+  # What it asks for exists.
+  dmdd.from_config(config)
+  train_state.make_optimizers(config)
+  synthesis.Options(image_size=config.data.image_size, **config.synthesis)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_survives_json(name):
+  """A checkpoint holds it as JSON and is compared with the file again."""
+  config = importlib.import_module(f'configs.{name}').get_config()
+  found = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+  checkpoint.check_config('here', found, config)
+  again = ml_collections.ConfigDict(found)
+  assert dmdd.from_config(again) == dmdd.from_config(config)
+
+
+def test_the_names_others_rely_on():
+  config = default.get_config()
+  for field in (
+    'seed',
+    'dtype',
+    'data.root',
+    'data.textures',
+    'data.image_size',
+    'teacher.arch',
+    'teacher.weights',
+    'student.trunk',
+    'train.batch_size',
+    'train.total_steps',
+    'train.distill_steps',
+  ):
+    assert field in _fields(config), field
+
+
+def test_every_call_makes_a_new_config():
+  default.get_config().train.student.learning_rate = 7.0
+  assert default.get_config().train.student.learning_rate != 7.0
+  mvtec.get_config().per_category.screw.synthesis.rotate_90 = False
+  assert mvtec.get_config().per_category.screw.synthesis.rotate_90
+
+
+# Every field is commented and read.
+
+
+def _field_lines(source):
+  """Line numbers of the assignments to a field, but for sub-configs."""
+  lines = []
+  for node in ast.walk(ast.parse(source)):
+    if not isinstance(node, ast.Assign):
+      continue
+    target, value = node.targets[0], node.value
+    is_part = (
+      isinstance(value, ast.Call)
+      and isinstance(value.func, ast.Name)
+      and not value.args
+    )
+    if isinstance(target, ast.Attribute) and not is_part:
+      lines.append((node.lineno, ast.unparse(target)))
+  return sorted(lines)
+
+
+def test_every_field_is_commented():
+  """A comment stands above it, or above a field on the line before."""
+  with open(default.__file__) as file:
+    source = file.read()
+  lines, fields = source.splitlines(), _field_lines(source)
+  assert len(fields) > 50
+  numbers = {number for number, _ in fields}
+  for number, name in fields:
+    above = number - 1
+    while above in numbers:
+      above -= 1
+    assert lines[above - 1].strip().startswith('#'), f'{name}, line {number}'
+
+
+def _words_of_code(path):
+  """The names, and the words of strings that are no docstrings, of a file."""
+  with open(path) as file:
+    source = file.read()
+  tree = ast.parse(source)
+  prose = {
+    (node.body[0].value.lineno, node.body[0].value.col_offset)
+    for node in ast.walk(tree)
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    and ast.get_docstring(node) is not None
+  }
+  words = set()
+  for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    if token.type == tokenize.NAME:
+      words.add(token.string)
+    elif token.type == tokenize.STRING and token.start not in prose:
+      # Only a string that is a name by itself: messages name fields too.
+      words.add(token.string.strip('\'"'))
+  return words
+
+
+def test_every_field_is_read_somewhere():
+  words = set()
+  for path in glob.glob(
+    os.path.join(REPOSITORY, 'dmdd_jax', '**', '*.py'), recursive=True
+  ):
+    words |= _words_of_code(path)
+  fields = _fields(default.get_config())
+  dead = [field for field in fields if field.split('.')[-1] not in words]
+  assert not dead
+
+
+def test_every_part_is_read_as_a_whole_or_by_its_fields():
+  """A field of a common name, like `kind`, must be read of its own part."""
+  source = ''
+  for path in glob.glob(
+    os.path.join(REPOSITORY, 'dmdd_jax', '**', '*.py'), recursive=True
+  ):
+    with open(path) as file:
+      source += file.read()
+  for part in default.get_config():
+    assert re.search(rf'\bconfig\.{part}\b|single\.{part}\b', source), part
+
+
+# MVTec AD.
+
+
+def test_the_categories_are_mvtec_ads():
+  assert sorted(mvtec.CATEGORIES) == sorted(MVTEC_AD)
+  assert train.categories(mvtec.get_config()) == tuple(MVTEC_AD)
+
+
+def test_one_category_or_a_comma_list():
+  assert mvtec.get_config('screw').data.category == 'screw'
+  config = mvtec.get_config(' screw, toothbrush,')
+  assert train.categories(config) == ('screw', 'toothbrush')
+
+
+def test_an_unknown_category_lists_all_of_them():
+  with pytest.raises(ValueError) as error:
+    mvtec.get_config('screw,nut,bolt')
+  message = str(error.value)
+  assert 'nut' in message and 'bolt' in message
+  assert all(name in message for name in MVTEC_AD)
+
+
+def test_no_category_says_how_to_name_one():
+  config = default.get_config()
+  config.data.category = ' , '
+  with pytest.raises(ValueError, match=r'--config\.data\.category'):
+    train.categories(config)
+
+
+# Per category.
+
+
+def test_a_categorys_row_is_applied_and_nothing_else():
+  config = mvtec.get_config('screw,capsule')
+  config.seed = 5
+  before = config.to_json()
+  screw = train.for_category(config, 'screw')
+  capsule = train.for_category(config, 'capsule')
+  assert config.to_json() == before
+  for single, name in ((screw, 'screw'), (capsule, 'capsule')):
+    assert single.data.category == name
+    assert 'per_category' not in single
+    row = _flatten(mvtec.CATEGORIES[name])
+    expected = {**_fields(config), 'data.category': name, **row}
+    assert _fields(single) == expected
+  assert screw.synthesis.rotate_90 and not capsule.synthesis.rotate_90
+
+
+def test_an_override_of_a_row_counts():
+  config = mvtec.get_config('screw')
+  config.per_category.screw.synthesis.rotate_90 = False
+  assert not train.for_category(config, 'screw').synthesis.rotate_90
+
+
+def test_a_category_without_a_row_is_the_config_itself():
+  config = default.get_config()
+  assert _fields(train.for_category(config, 'mine')) == {
+    **_fields(config),
+    'data.category': 'mine',
+  }
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    ({'synthesis': {'rotate_80': True}}, r'per_category\.mine.*rotate_80'),
+    ({'synthesys': {'rotate_90': True}}, r'per_category\.mine.*synthesys'),
+    ({'synthesis': {'rotate_90': 'yes'}}, r'per_category\.mine.*bool'),
+  ],
+)
+def test_a_row_that_does_not_fit_is_named(row, message):
+  config = default.get_config()
+  config.per_category.mine = row
+  with pytest.raises(ValueError, match=message):
+    train.for_category(config, 'mine')
+
+
+# Values that name their field.
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('dtype', 'float16'),
+    ('teacher.arch', 'resnet19'),
+    ('student.trunk', 'decoder'),
+    ('head.kind', 'unet'),
+    ('head.input', 'map'),
+    ('head.dilations', ()),
+    ('head.dilations', (1, 6, 6)),
+    ('head.dilations', ('3', 'x')),
+    ('head.dilations', (0, 6)),
+  ],
+)
+def test_a_model_that_cannot_be_built_names_the_field(field, value):
+  config = default.get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
+    dmdd.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('train.student.kind', 'lion'),
+    ('train.head.schedule', 'step'),
+    ('train.distill_steps', 10**6),
+    ('train.distill_steps', -1),
+  ],
+)
+def test_an_optimiser_that_cannot_be_built_names_the_field(field, value):
+  config = default.get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
+    train_state.make_optimizers(config)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('train.total_steps', 0),
+    ('train.batch_size', 0),
+    ('train.log_every', 0),
+    ('train.checkpoint_every', 0),
+    ('train.keep_checkpoints', 0),
+    ('eval.batch_size', 0),
+    ('eval.score_top_pixels', 0),
+    ('eval.resolutions', ('original',)),
+    ('eval.resolutions', ()),
+  ],
+)
+def test_numbers_are_checked_before_the_training(field, value, tmp_path):
+  config = default.get_config()
+  config.train.distill_steps = 0
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
+    train.train_and_evaluate(config, str(tmp_path))

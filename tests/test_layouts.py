@@ -1,0 +1,295 @@
+"""Data sets in other layouts: what is listed, what is said, what is refused."""
+
+import json
+import os
+
+from absl import logging
+import layout_helpers
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import folder as folder_config
+from dmdd_jax import evaluate
+from dmdd_jax import train
+from dmdd_jax.data import records
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  """The warnings logged, as texts."""
+  texts = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *args: texts.append(text % args)
+  )
+  return texts
+
+
+@pytest.fixture
+def root(tmp_path):
+  """Ten normal images, a scratch, a dent and a plain defect, with masks."""
+  root = tmp_path / 'meine teile Ü'
+  for i in range(10):
+    layout_helpers.save(root / f'ok/{i}.png', layout_helpers.picture(seed=i))
+  for i, name in enumerate(('scratch/a.jpg', 'dent/b.png', 'c.tif')):
+    layout_helpers.save(
+      root / 'bad' / name, layout_helpers.picture(seed=20 + i)
+    )
+  layout_helpers.save(root / 'truth/scratch/a_mask.png', layout_helpers.mask())
+  layout_helpers.save(root / 'truth/b.png', layout_helpers.mask())
+  layout_helpers.save(root / 'truth/c.bmp', layout_helpers.mask())
+  return root
+
+
+def _data(root, **fields):
+  data = folder_config.get_config().data
+  data.root = str(root)
+  data.update({'normal': 'ok', **fields})
+  return data
+
+
+def _name(record):
+  return os.path.basename(record.image)
+
+
+def test_an_own_folder_with_everything(root, warnings):
+  data = _data(root, defect='bad', masks='truth', test_fraction=0.3)
+  dataset = records.list_dataset(data)
+  good = [r for r in dataset.test if not r.label]
+  assert len(dataset.train) == 7 and len(good) == 3
+  names = {_name(r) for r in (*dataset.train, *good)}
+  assert names == {f'{i}.png' for i in range(10)}
+  bad = {_name(r): r for r in dataset.test if r.label}
+  assert {n: r.defect for n, r in bad.items()} == {
+    'a.jpg': 'scratch',
+    'b.png': 'dent',
+    'c.tif': 'defect',
+  }
+  assert {n: os.path.basename(r.mask) for n, r in bad.items()} == {
+    'a.jpg': 'a_mask.png',
+    'b.png': 'b.png',
+    'c.tif': 'c.bmp',
+  }
+  assert not warnings
+  assert records.validate(dataset.train + dataset.test)
+
+
+def test_the_share_for_the_test_depends_on_its_seed_alone(root):
+  def held(**fields):
+    dataset = records.list_dataset(_data(root, defect='bad', **fields))
+    return [_name(r) for r in dataset.test if not r.label]
+
+  assert held() == held() and len(held()) == 2
+  assert any(held(test_seed=s) != held() for s in (1, 2, 3))
+  assert len(held(test_fraction=0.5)) == 5
+
+
+def test_normal_images_for_the_test_are_not_drawn_where_they_are_named(root):
+  layout_helpers.save(root / 'more/x.png', layout_helpers.picture(seed=40))
+  data = _data(root, defect='bad/**/*.*', test_normal='more')
+  dataset = records.list_dataset(data)
+  assert len(dataset.train) == 10
+  assert [_name(r) for r in dataset.test if not r.label] == ['x.png']
+  # Of a glob there is no folder that could name a kind of defect.
+  assert {r.defect for r in dataset.test if r.label} == {'defect'}
+
+
+def test_no_masks_and_some_masks_are_said(root, warnings):
+  dataset = records.list_dataset(_data(root, defect='bad'))
+  assert not any(r.has_truth for r in dataset.test if r.label)
+  assert all(r.has_truth for r in dataset.test if not r.label)
+  assert '3 of 3 defective images have no mask' in warnings[0]
+  (root / 'truth/b.png').unlink()
+  layout_helpers.save(root / 'truth/z.png', layout_helpers.mask())
+  warnings.clear()
+  dataset = records.list_dataset(_data(root, defect='bad', masks='truth'))
+  assert sum(not r.has_truth for r in dataset.test) == 1
+  assert '1 of 3' in warnings[0] and 'b.png' in warnings[0]
+  assert 'without an image' in warnings[1] and 'z.png' in warnings[1]
+
+
+def test_no_defects_means_no_test_and_all_images_to_train_on(root, warnings):
+  dataset = records.list_dataset(_data(root))
+  assert len(dataset.train) == 10 and dataset.test == ()
+  assert 'data.defect is not set' in warnings[0]
+
+
+def test_masks_below_the_defects_are_no_images(root):
+  (root / 'truth').rename(root / 'bad/truth')
+  dataset = records.list_dataset(_data(root, defect='bad', masks='bad/truth'))
+  bad = [r for r in dataset.test if r.label]
+  assert len(bad) == 3 and all(r.mask for r in bad)
+
+
+def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
+  layout_helpers.save(root / 'bad/dent/a.png', layout_helpers.picture(seed=50))
+  layout_helpers.save(root / 'truth/dent/a.png', layout_helpers.mask())
+  data = _data(root, defect='bad', masks='truth')
+  found = {r.defect: r for r in records.list_dataset(data).test if r.label}
+  assert found['scratch'].mask.endswith('scratch/a_mask.png')
+  (root / 'bad/a.png').write_bytes((root / 'bad/dent/a.png').read_bytes())
+  layout_helpers.save(root / 'truth/x/a.png', layout_helpers.mask())
+  (root / 'truth/scratch/a_mask.png').unlink()
+  with pytest.raises(ValueError, match='could have any of the masks'):
+    records.list_dataset(data)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'error', 'text'),
+  [
+    ({'normal': ''}, FileNotFoundError, 'no normal images'),
+    ({'normal': 'gone'}, FileNotFoundError, r'data\.normal: found no dir'),
+    ({'normal': 'ok/*.jpg'}, FileNotFoundError, 'matches it as a glob'),
+    ({'normal': 'empty'}, ValueError, r'data\.normal: found no image'),
+    ({'defect': 'ok'}, ValueError, 'name 10 same images'),
+    ({'test_normal': 'ok/1*', 'defect': 'bad'}, ValueError, 'name 1 same'),
+    ({'defect': 'bad', 'masks': 'x'}, FileNotFoundError, r'data\.masks'),
+    ({'defect': 'bad', 'masks': 'bad'}, ValueError, 'the same directory'),
+    ({'defect': 'bad', 'test_fraction': 0.0}, ValueError, 'test_fraction'),
+    (
+      {'name': 'mvtec'},
+      ValueError,
+      r"data\.name is 'mvtec'.*mvtec_ad, .*folder",
+    ),
+  ],
+)
+def test_what_cannot_be_meant_names_its_field(root, fields, error, text):
+  (root / 'empty').mkdir()
+  with pytest.raises(error, match=text):
+    records.list_dataset(_data(root, **fields))
+
+
+def test_a_folder_of_good_images_among_the_defects_is_refused(root):
+  layout_helpers.save(root / 'bad/good/0.png', layout_helpers.picture())
+  with pytest.raises(ValueError, match="holds a folder 'good'"):
+    records.list_dataset(_data(root, defect='bad'))
+
+
+def test_a_config_without_the_field_is_mvtecs_layout(tmp_path):
+  layout_helpers.save(
+    tmp_path / 'nut/train/good/0.png', layout_helpers.picture()
+  )
+  data = {'root': str(tmp_path), 'category': 'nut'}
+  assert len(records.list_dataset(data).train) == 1
+
+
+def test_every_kind_of_image_through_a_folder(tmp_path, warnings):
+  """Each file shows the same grey ramp, wider than high."""
+  ramp = np.tile(np.arange(0, 240, 10, np.uint8), (12, 1))
+  rgb = np.stack([ramp] * 3, axis=-1)
+  normal = tmp_path / 'n'
+  layout_helpers.save(normal / 'rgb.png', rgb)
+  layout_helpers.save(normal / 'grey.bmp', ramp)
+  layout_helpers.save(normal / 'deep.png', ramp.astype(np.uint16) * 257)
+  layout_helpers.save(normal / 'deep.tiff', ramp.astype(np.uint16) * 257)
+  layout_helpers.save(
+    normal / 'alpha.png', np.dstack([rgb, np.full_like(ramp, 255)])
+  )
+  layout_helpers.save(normal / 'lossless.webp', rgb, lossless=True)
+  layout_helpers.save(normal / 'photo.JPG', rgb, quality=98)
+  palette = Image.fromarray(ramp).convert('P')
+  palette.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+  palette.save(normal / 'palette.png')
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Stored a quarter turn to the left.
+  layout_helpers.save(normal / 'turned.png', np.rot90(rgb), exif=exif)
+  dataset = records.list_dataset(_data(tmp_path, normal='n'))
+  assert len(records.validate(dataset.train)) == 9
+  images, _ = records.load_arrays(dataset.train, 32)
+  for record, image in zip(dataset.train, images):
+    assert image.shape == (32, 32, 3)
+    np.testing.assert_allclose(image, images[-1], atol=3, err_msg=record.image)
+  assert images[-1][:, -1].min() > images[-1][:, 0].max() + 200
+  assert len(warnings) == 1  # That there are no defects.
+
+
+def _tiny(root, **fields):
+  config = folder_config.get_config()
+  config.data = _data(root, **fields)
+  config.data.image_size = 32
+  config.data.holdout_min = 2
+  config.teacher.weights = 'random'
+  config.student.trunk = 'encoder'
+  config.train.batch_size = 2
+  config.train.total_steps = 2
+  config.train.distill_steps = 1
+  return config
+
+
+@pytest.mark.parametrize('defects', [False, True])
+def test_a_folder_trains_evaluates_and_says_what_is_missing(
+  root, tmp_path, defects
+):
+  """No defects: every metric null. No masks: image metrics alone."""
+  fields = {'defect': 'bad'} if defects else {}
+  config = _tiny(root, **fields)
+  config.eval.resolutions = ('model', 'native')
+  run = tmp_path / 'run'
+  table = train.run_categories(config, str(run))
+  assert '| folder |' in table
+  results = json.loads((run / 'folder/results.json').read_text())
+  assert results['au_pro'] is None and results['native']['au_pro'] is None
+  assert results['maps_mean']['pixel_auroc'] is None
+  reasons = results['undefined']
+  if defects:
+    assert results['image_auroc'] is not None
+    assert reasons['pixel_auroc'] == '3 of 3 defective images have no mask'
+    assert results['at_threshold']['pixel_f1'] is None
+    assert results['at_threshold']['image_recall'] is not None
+  else:
+    assert results['image_auroc'] is None
+    assert reasons['image_auroc'] == 'no images'
+  again = evaluate.evaluate_run(str(run), str(tmp_path / 'again'))
+  assert again == table
+
+
+# Public sets, as their archives unpack.
+
+
+@pytest.mark.parametrize('name', layout_helpers.SETS)
+def test_a_public_set_is_listed_where_it_lies(tmp_path, name):
+  root = tmp_path / 'ein Satz'
+  root.mkdir()
+  category, counts, kinds = layout_helpers.SETS[name](root)
+  data = folder_config.get_config().data
+  data.update({'name': name, 'root': str(root), 'category': category})
+  dataset = records.list_dataset(data)
+  labels = [r.label for r in dataset.test]
+  assert (len(dataset.train), labels.count(0), labels.count(1)) == counts
+  assert {r.defect for r in dataset.test if r.label} == kinds
+  assert not any(r.label for r in dataset.train)
+  everything = dataset.train + dataset.test
+  assert records.validate(everything) == everything
+  _, masks = records.load_arrays(everything, 32)
+  assert masks.any(axis=(1, 2, 3)).tolist() == [
+    bool(r.label) for r in everything
+  ]
+  if name == 'mvtec_loco':  # Both masks of an image, and all of each.
+    (record, *_) = [r for r in dataset.test if r.label]
+    assert records.read_mask(record.mask, None).sum() == 8 * 16
+  data.root = str(tmp_path / 'gone')
+  with pytest.raises(FileNotFoundError, match='gone'):
+    records.list_dataset(data)
+
+
+@pytest.mark.parametrize('name', layout_helpers.SETS)
+def test_an_unknown_category_is_refused_with_those_there(tmp_path, name):
+  root = tmp_path / 'set'
+  root.mkdir()
+  category, *_ = layout_helpers.SETS[name](root)
+  data = folder_config.get_config().data
+  data.update({'name': name, 'root': str(root), 'category': 'spoon'})
+  with pytest.raises(FileNotFoundError, match=f"'spoon'.*{category}"):
+    records.list_dataset(data)
+
+
+def test_a_folder_of_masks_that_disagree_is_a_bad_mask(tmp_path):
+  layout_helpers.SETS['mvtec_loco'](tmp_path)
+  truth = tmp_path / 'pushpins/ground_truth/logical_anomalies/000'
+  layout_helpers.save(truth / '002.png', layout_helpers.mask(8, 8))
+  with pytest.raises(records.BadImageError, match='differ in size'):
+    records.read_mask(truth, None)
+  for path in truth.iterdir():
+    path.unlink()
+  with pytest.raises(records.BadImageError, match='no mask in this folder'):
+    records.read_mask(truth, None)

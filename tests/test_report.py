@@ -1,0 +1,591 @@
+"""The report: what is in it, what cannot get into it, and a real browser."""
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import xml.etree.ElementTree
+
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import metrics as sklearn_metrics
+from tensorboard.compat.proto import event_pb2
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.summary.writer import record_writer
+from tensorboard.util import tensor_util
+
+from dmdd_jax import anchors
+from dmdd_jax import calibration as calibration_lib
+from dmdd_jax import report
+from dmdd_jax import report_charts
+from dmdd_jax import report_data
+from dmdd_jax import steps
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import maps as maps_lib
+from dmdd_jax.metrics import ranking
+from dmdd_jax.metrics import region
+from dmdd_jax.metrics import results as results_lib
+
+SIDE = 32
+NASTY = '</script><img src=x onerror="document.title=\'broken\'">&{{title}}.png'
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+ARGUMENTS = [
+  '--headless',
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+]
+
+
+def make_category(folder, name='toy', good=4, defective=4, **changes):
+  """Writes a category's results: the score of image i of a label is i + 1.
+
+  The threshold is 2.5: good images 3, 4, ... are false alarms, defective images
+  1 and 2 are missed.
+  """
+  rng = np.random.default_rng(0)
+  records, scores = [], []
+  picture = rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+  thumbnail = report_data.encode_image(picture)
+  with maps_lib.MapStore() as store:
+    for label, count in ((0, good), (1, defective)):
+      kind = ('good', 'scratch')[label]
+      for i in range(count):
+        path = f'/data/{name}/test/{kind}/{i:04d}.png'
+        records.append(
+          records_lib.Record(path, path if label else None, label, kind)
+        )
+        scores.append(1.0 + i * 4 / max(good, defective))
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[8:16, 8:24] = label
+        noise = rng.random((SIDE, SIDE), np.float32)
+        store.append(noise + mask * np.float32(2), mask)
+    for index, path in changes.pop('paths', {}).items():
+      records[index] = records_lib.Record(
+        path, None, records[index].label, records[index].defect
+      )
+    scores = np.array(scores, np.float32)
+    labels = np.array([record.label for record in records])
+    calibration = calibration_lib.Calibration(
+      steps.Fusion(), *(changes.pop('threshold', 2.5),) * 2, 1.0, 4
+    )
+    found = results_lib.compute(store, None, scores, labels)
+    found |= {'maps_mean': {}, 'at_threshold': {}, 'category': name}
+    found |= {'calibration': calibration.to_dict(), 'step': 7, **changes}
+    os.makedirs(folder, exist_ok=True)
+    results_lib.write_json(os.path.join(folder, 'results.json'), found)
+    report_data.write(
+      folder,
+      '/data',
+      records,
+      {'map': scores, 'maps_mean': scores[::-1]},
+      store,
+      [thumbnail] * len(records),
+      calibration,
+    )
+  return found
+
+
+def _text(path):
+  with open(path, encoding='utf-8') as file:
+    return file.read()
+
+
+def test_scores_csv_has_a_row_per_image(tmp_path):
+  make_category(tmp_path)
+  rows = list(csv.DictReader(io.StringIO(_text(tmp_path / 'scores.csv'))))
+  assert len(rows) == 8 and tuple(rows[0]) == report_data.FIELDS
+  assert rows[0] == {
+    'file': 'toy/test/good/0000.png',
+    'defect': 'good',
+    'label': '0',
+    'score': '1.0',
+    'maps_mean_score': '4.0',
+    'verdict': 'good',
+  }
+  assert [row['verdict'] for row in rows[4:]] == ['good'] * 2 + [
+    'defective'
+  ] * 2
+
+
+def test_the_archive_reads_back(tmp_path):
+  make_category(tmp_path)
+  archive = report_data.open_archive(tmp_path)
+  image, shades = (Image.open(io.BytesIO(d)) for d in archive.read(5))
+  archive.close()
+  assert image.size == shades.size == (SIDE, SIDE)
+  low, high = archive.colors
+  # The defect lies at 2 to 3, the rest at 0 to 1: bright against dark.
+  values = low + np.asarray(shades.convert('L')) / 255.0 * (high - low)
+  assert values[9:15, 9:23].min() > 1.5 > 1.2 > values[20:].max()
+  # Found: the part of the defect at or above 2.5.
+  assert 0.3 < archive.items[5]['overlap'] < 0.7
+  assert archive.items[0]['overlap'] is None and archive.items[0]['truth'] == ''
+
+
+def test_an_outline_encloses_the_area():
+  mask = np.zeros((64, 64), np.uint8)
+  mask[16:32, 8:40] = 1
+  mask[0:8, 56:64] = 1  # In a corner: closed along the borders.
+  points = [
+    np.cumsum(np.array(re.findall(r'-?\d+', part), int).reshape(-1, 2), axis=0)
+    for part in report_data.outline(mask, 0.5).split('M')[1:]
+  ]
+  areas = sorted(
+    abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2 / 64
+    for x, y in (p.T for p in points)
+  )
+  # Corners are cut by the contour: half a pixel each.
+  assert areas == pytest.approx([8 * 8, 16 * 32], abs=2.5)
+  assert all(p.min() >= 0 and p.max() <= 512 for p in points)
+
+
+def test_no_outline_where_nothing_or_everything_is_found():
+  ones = np.ones((8, 8), np.float32)
+  assert report_data.outline(ones, 2.0) == ''
+  assert report_data.outline(ones, math.nan) == ''
+  assert report_data.outline(ones, 0.5) == 'M0 0h512v512h-512z'
+
+
+def test_small_defects_survive_the_thumbnail(tmp_path):
+  with maps_lib.MapStore() as store:
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[701, 333] = 1
+    store.append(mask.astype(np.float32), mask)
+    record = records_lib.Record('/d/a.png', '/d/m.png', 1, 'dot')
+    one = np.ones(1, np.float32)
+    calibration = calibration_lib.uncalibrated(_fusion_config())
+    report_data.write(
+      tmp_path,
+      '',
+      [record],
+      {'map': one, 'maps_mean': one},
+      store,
+      [report_data.encode_image(np.zeros((1024, 512, 3), np.uint8))],
+      calibration,
+    )
+  archive = report_data.open_archive(tmp_path)
+  assert Image.open(io.BytesIO(archive.read(0)[0])).size == (128, 256)
+  archive.close()
+  assert archive.items[0]['truth'] and archive.items[0]['found'] is None
+  assert archive.items[0]['file'] == 'a.png'
+
+
+def _fusion_config():
+  from configs import default
+
+  return default.get_config()
+
+
+def test_the_curves_have_the_exact_areas():
+  rng = np.random.default_rng(1)
+  maps = np.round(rng.normal(size=(6, 20, 20)), 1).astype(np.float32)
+  masks = np.zeros(maps.shape, np.uint8)
+  masks[3:, 4:9, 4:12] = 1
+  maps += masks
+  roc, pro = region.curves(maps, masks, points=10**7)
+  area = np.trapezoid(roc[1], roc[0])
+  assert area == pytest.approx(ranking.auroc(maps, masks), abs=1e-12)
+  exact = region.au_pro(maps, masks, limits=(1.0,))[0]
+  assert np.trapezoid(pro[1], pro[0]) == pytest.approx(exact, abs=1e-12)
+  thin, _ = region.curves(maps, masks, points=50)
+  assert len(thin[0]) <= 52 < len(roc[0])
+  assert np.trapezoid(thin[1], thin[0]) == pytest.approx(area, abs=0.02)
+
+
+def test_roc_curve_agrees_with_scikit_learn():
+  rng = np.random.default_rng(2)
+  labels = rng.integers(2, size=60)
+  scores = np.round(rng.normal(size=60) + labels, 1)
+  fpr, tpr, _ = sklearn_metrics.roc_curve(
+    labels, scores, drop_intermediate=False
+  )
+  found = ranking.roc_curve(scores, labels)
+  np.testing.assert_allclose(found, (fpr, tpr))
+  with pytest.raises(ValueError, match='both labels'):
+    ranking.roc_curve(scores, np.ones(60, int))
+
+
+def _log(folder, values, suffix, plugin='scalars'):
+  path = folder / f'events.out.tfevents.1{suffix}'
+  with open(path, 'wb') as file:
+    writer = record_writer.RecordWriter(file)
+    for step, value in values:
+      metadata = summary_pb2.SummaryMetadata()
+      metadata.plugin_data.plugin_name = plugin
+      tensor = tensor_util.make_tensor_proto(np.float32(value))
+      entry = summary_pb2.Summary.Value(
+        tag='train/loss', tensor=tensor, metadata=metadata
+      )
+      summary = summary_pb2.Summary(value=[entry])
+      event = event_pb2.Event(step=step, summary=summary)
+      writer.write(event.SerializeToString())
+  return path
+
+
+def test_training_curves_of_a_run_that_went_on(tmp_path):
+  first = _log(tmp_path, [(1, 9.0), (2, 8.0)], '.a')
+  second = _log(tmp_path, [(2, 7.0), (3, 6.0)], '.b')
+  _log(tmp_path, [(4, 1.0)], '.c', plugin='images')
+  os.utime(first, (1, 1))
+  assert report.read_scalars(tmp_path) == {
+    'train/loss': ([1, 2, 3], [9.0, 7.0, 6.0])
+  }
+  # A file that breaks off in the middle of a record, as a killed run leaves it.
+  second.write_bytes(second.read_bytes()[:-5])
+  assert report.read_scalars(tmp_path)['train/loss'][0] == [1, 2]
+
+
+def test_charts_are_well_formed_and_escaped():
+  line = report_charts.Line('<a & "b">', [1, 2, 3], [0.5, 0.0, 2.0])
+  for chart in (
+    report_charts.lines('a<b', [line], x_label='<x>', y_label='&', log=True),
+    report_charts.lines(
+      'one', [report_charts.Line('p', [5], [5])], x_label='', y_label=''
+    ),
+    report_charts.histogram(
+      'h', [('<g>', [1.0, 1.0]), ('d', [])], x_label='s', threshold=math.nan
+    ),
+  ):
+    xml.etree.ElementTree.fromstring(chart)
+    assert '<a &' not in chart and '<g>' not in chart
+    assert 'nan' not in chart and 'inf' not in chart
+
+
+def test_bars_of_the_histogram_count_every_image():
+  chart = report_charts.histogram(
+    'h', [('good', [0.0, 0.0, 1.0]), ('bad', [5.0])], x_label='s', threshold=3.0
+  )
+  heights = [float(h) for h in re.findall(r'height="([\d.]+)"', chart)]
+  assert len(heights) == 3
+  assert max(heights) == pytest.approx(2 * min(heights), abs=0.2)
+  assert 'threshold 3' in chart
+
+
+def test_the_page_says_what_is_on_disk(tmp_path):
+  make_category(tmp_path / 'screw', 'screw')
+  make_category(tmp_path / 'mine', 'mine', good=6)
+  _log(tmp_path / 'screw', [(1, 9.0), (2, 8.0)], '.a')
+  path = report.write(tmp_path)
+  assert path == str(tmp_path / 'report.html')
+  page = _text(path)
+  assert page.count('<details') == 2 and '{{' not in page.split('<script>')[0]
+  for title in (
+    'Image scores',
+    'ROC of the images',
+    'ROC of the pixels',
+    'PRO',
+  ):
+    assert page.count(f'<figcaption>{title}') == 2
+  assert page.count('<figcaption>Training losses') == 1
+  for anchor in anchors.ANCHORS:
+    assert anchor.name in page and anchor.differs in page
+  assert '98.85' in page and '96.13' in page
+  # Their figures of screw, and no mean of ours over two categories.
+  own = re.search(r'<tr class="own">(.*?)</tr>', page)[1]
+  assert own.count('class="none"') == 3 and page.count('>99.5<') == 1
+  # 2 of 4 defective missed, 2 of 4 good alarm; of mine 4 of 6 by the scale.
+  (row,) = re.findall(r'<tr><th scope="row">screw</th>(.*?)</tr>', page)
+  assert re.findall(r'<td>(\d+)</td>', row)[:4] == ['4', '4', '2', '2']
+  assert not re.search(r'(?:src|href)="(?!#|data:)', page)
+
+
+def test_a_mean_stands_beside_theirs_where_all_were_run():
+  found = {'image_auroc': 0.5, 'pixel_auroc': 0.25, 'au_pro': 0.75}
+  categories = [
+    report.Category(name, {**found, 'category': name}, [], None, {})
+    for name in anchors.MVTEC_AD
+  ]
+  own = re.search(r'class="own">(.*?)</tr>', report.anchors_table(categories))
+  assert re.findall('>([0-9.]+)<', own[1]) == ['50.00', '25.00', '75.00'] * 3
+
+
+def test_names_cannot_break_out(tmp_path):
+  make_category(tmp_path / 'a', '<b>&"name"</b>', paths={0: f'/data/a/{NASTY}'})
+  page = _text(report.write(tmp_path))
+  assert '<b>&"name"' not in page and '<img src=x' not in page
+  assert '</script><img' not in page
+  data = re.search(r'id="gallery-data">(.*?)</script>', page)[1]
+  assert json.loads(data)['items'][0]['file'] == f'a/{NASTY}'
+
+
+def test_images_in_the_page_are_those_on_disk(tmp_path):
+  make_category(tmp_path, good=30, defective=30)  # Two chunks.
+  page = _text(report.write(tmp_path))
+  chunks = re.findall(r'id="chunk-\d">(.*?)</script>', page, re.DOTALL)
+  lines = '\n'.join(chunks).split('\n')
+  assert len(chunks) == 2 and len(lines) == 60
+  archive = report_data.open_archive(tmp_path)
+  for index in (0, 41, 59):
+    image, shades, found, truth = lines[index].split('|')
+    assert (base64.b64decode(image), base64.b64decode(shades)) == (
+      archive.read(index)
+    )
+    assert found == archive.items[index]['found']
+    assert truth == archive.items[index]['truth']
+  archive.close()
+
+
+def test_parts_that_are_missing_are_left_out(tmp_path):
+  make_category(tmp_path)
+  os.remove(tmp_path / 'report_data.zip')
+  page = _text(report.write(tmp_path))
+  assert 'evaluate again' in page and 'Image scores' in page
+  assert 'ROC of the pixels' not in page
+  os.remove(tmp_path / 'scores.csv')
+  assert 'Image scores' not in _text(report.write(tmp_path))
+
+
+def test_scores_of_another_evaluation_make_no_gallery(tmp_path):
+  make_category(tmp_path)
+  os.rename(tmp_path / 'report_data.zip', tmp_path / 'old')
+  make_category(tmp_path, good=5)
+  os.rename(tmp_path / 'old', tmp_path / 'report_data.zip')
+  assert '"items":[]' in _text(report.write(tmp_path))
+
+
+def test_faults_are_named_and_never_lose_results(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'holds no results\.json'):
+    report.write(tmp_path)
+  make_category(tmp_path)
+  (tmp_path / 'report_data.zip').write_text('no zip')
+  with pytest.raises(ValueError, match=r'report_data\.zip cannot be read'):
+    report.write(tmp_path)
+  assert report.try_write(tmp_path, [tmp_path]) is None
+  (tmp_path / 'scores.csv').write_text('a,b\n1,2\n')
+  with pytest.raises(ValueError, match=r'scores\.csv is no table'):
+    report.write(tmp_path)
+
+
+def test_without_thresholds_there_are_no_verdicts(tmp_path):
+  make_category(tmp_path, threshold=math.nan)
+  rows = report_data.read_scores(tmp_path)
+  assert {row['verdict'] for row in rows} == {'uncalibrated'}
+  page = _text(report.write(tmp_path))
+  assert 'NaN' not in page and '"threshold":null' in page
+  assert 'false alarms</dt>' in page or '<dt>missed' not in page
+
+
+# In a browser.
+
+
+@pytest.fixture(scope='module')
+def browser():
+  sync_api = pytest.importorskip(
+    'playwright.sync_api', reason='playwright is not installed'
+  )
+  if CHROMIUM is None:
+    pytest.skip('no chromium is installed')
+  with sync_api.sync_playwright() as playwright:
+    found = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  make_category(folder / 'a', 'a')
+  make_category(folder / 'b', 'b', paths={0: f'/data/b/{NASTY}'})
+  return report.write(folder)
+
+
+@pytest.fixture
+def open_page(browser, request):
+  """Opens a file; at the end nothing may be in the console."""
+  faults, pages = [], []
+
+  def opened(path, width=1200, height=900, **options):
+    page = browser.new_page(
+      viewport={'width': width, 'height': height}, **options
+    )
+    page.set_default_timeout(20000)
+    pages.append(page)
+    page.on('console', lambda message: faults.append(message.text))
+    page.on('pageerror', lambda error: faults.append(str(error)))
+    page.on(
+      'request',
+      lambda r: r.url.startswith(('file:', 'data:')) or faults.append(r.url),
+    )
+    page.goto(f'file://{path}')
+    page.evaluate("document.querySelector('#gallery').scrollIntoView()")
+    return page
+
+  yield opened
+  for page in pages:
+    page.close()
+  assert not faults
+
+
+def _names(page):
+  return page.eval_on_selector_all(
+    '#cards li', 'all => all.map(x => x.ariaLabel.split(",")[0])'
+  )
+
+
+def _scores(page):
+  return page.eval_on_selector_all(
+    '#cards li',
+    'all => all.map(x => Number(/score ([^,]+)/.exec(x.ariaLabel)[1]))',
+  )
+
+
+def test_images_are_shown_and_names_stay_text(open_page, site):
+  page = open_page(site)
+  page.wait_for_selector('#cards .base')
+  page.wait_for_function(
+    "[...document.querySelectorAll('.base')].every(x => x.naturalWidth == 32)"
+  )
+  assert len(_names(page)) == 16
+  assert (
+    page.title() != 'broken'
+    and page.locator('#cards img[onerror]').count() == 0
+  )
+  page.fill('#search', 'onerror')
+  assert page.locator('#cards li').count() == 1
+  assert (
+    page.locator('#cards .caption b').inner_text().endswith('&{{title}}.png')
+  )
+
+
+def test_sorting(open_page, site):
+  page = open_page(site)
+  for order, reverse in (('high', True), ('low', False)):
+    page.select_option('#sort', order)
+    scores = _scores(page)
+    assert scores == sorted(scores, reverse=reverse) and len(set(scores)) > 2
+  page.select_option('#sort', 'error')
+  # The farthest on the wrong side first: missed at 1, false alarms at 4.
+  assert set(_scores(page)[:4]) == {1, 4}
+  page.select_option('#sort', 'file')
+  assert _names(page) == sorted(_names(page))
+
+
+def test_filters_for_missed_and_false_alarms(open_page, site):
+  page = open_page(site)
+  counts = page.locator('#show output').all_inner_texts()
+  assert counts == ['16', '4', '4', '8', '8']
+  page.get_by_text('missed 4').click()
+  assert page.locator('#cards .badge').all_inner_texts() == ['missed'] * 4
+  assert all('scratch' in name for name in _names(page))
+  page.get_by_text('false alarms 4').click()
+  assert page.locator('#cards .badge').all_inner_texts() == ['false alarm'] * 4
+  page.select_option('#category', label='a')
+  assert page.locator('#cards li').count() == 2
+  assert page.locator('#status').inner_text() == '2 of 16 images.'
+
+
+def _opacity(page, selector):
+  return page.locator(selector).first.evaluate(
+    'x => Number(getComputedStyle(x).opacity)'
+  )
+
+
+def test_the_slider_by_keyboard(open_page, site):
+  page = open_page(site)
+  page.get_by_text('missed 4').click()
+  page.wait_for_selector('#cards .base')
+  view = page.locator('#view')
+  assert page.locator('#cards .shades[src]').count() == 0  # Not decoded yet.
+  page.locator('#search').focus()
+  page.keyboard.press('Tab')
+  outline = view.evaluate('x => getComputedStyle(x).outlineStyle')
+  assert outline == 'solid'
+  layers = ('.shades', 'svg.found', 'svg.truth')
+  for stop, name in enumerate(('map', 'outline', 'ground truth')):
+    page.keyboard.press('ArrowRight')
+    assert view.get_attribute('aria-valuetext') == name
+    found = [_opacity(page, f'#cards {layer}') for layer in layers]
+    assert found == [float(i == stop) for i in range(3)]
+  assert page.locator('#cards .shades[src]').count() == 4
+  page.keyboard.press('Shift+ArrowLeft')
+  assert (
+    view.get_attribute('aria-valuetext') == 'between outline and ground truth'
+  )
+  page.keyboard.press('1')
+  assert view.input_value() == '0'
+
+
+def test_cards_and_dialog_by_keyboard(open_page, site):
+  page = open_page(site)
+  page.select_option('#sort', 'file')
+  page.locator('#search').focus()
+  for _ in range(3):  # The slider, then the list: one stop for all images.
+    page.keyboard.press('Tab')
+    if page.evaluate('document.activeElement.tagName') == 'LI':
+      break
+  page.keyboard.press('ArrowRight')
+  page.keyboard.press('ArrowRight')
+  names = _names(page)
+  focused = page.evaluate('document.activeElement.ariaLabel')
+  assert focused.startswith(names[2])
+  page.keyboard.press('Enter')
+  assert page.locator('#dialog-title').inner_text() == names[2]
+  page.keyboard.press('ArrowRight')
+  assert page.locator('#dialog-title').inner_text() == names[3]
+  page.locator('#dialog-view').focus()
+  page.keyboard.press('ArrowRight')
+  assert page.locator('#dialog-title').inner_text() == names[3]
+  assert page.locator('#dialog-view').get_attribute('aria-valuetext') == 'map'
+  page.keyboard.press('Escape')
+  assert not page.locator('#dialog').is_visible()
+  assert page.evaluate('document.activeElement.ariaLabel').startswith(names[3])
+  page.keyboard.press('End')
+  assert page.evaluate('document.activeElement.ariaLabel').startswith(names[-1])
+
+
+def test_a_phone_needs_no_sideways_scroll(open_page, site):
+  page = open_page(site, width=360, height=740)
+  page.wait_for_selector('#cards .base')
+  assert page.evaluate('document.documentElement.scrollWidth') == 360
+  page.locator('#cards li').first.click()
+  box = page.locator('#dialog').bounding_box()
+  assert box['x'] >= 0 and box['x'] + box['width'] <= 360
+  assert page.locator('#dialog').evaluate('x => x.scrollWidth <= x.clientWidth')
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_text_can_be_read_in_both_schemes(open_page, site, scheme):
+  page = open_page(site, color_scheme=scheme)
+  colors = page.evaluate(
+    '() => { const s = getComputedStyle(document.body);'
+    ' return [s.color, s.backgroundColor]; }'
+  )
+  ink, paper = (
+    _luminance([int(v) for v in re.findall(r'\d+', c)[:3]]) for c in colors
+  )
+  assert (ink > paper) == (scheme == 'dark')
+  high, low = max(ink, paper), min(ink, paper)
+  assert (high + 0.05) / (low + 0.05) > 7  # WCAG AAA.
+
+
+def _luminance(rgb):
+  values = np.array(rgb) / 255.0
+  linear = np.where(
+    values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4
+  )
+  return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def test_two_thousand_images_are_lazy(open_page, tmp_path):
+  make_category(tmp_path, good=1000, defective=1000)
+  page = open_page(report.write(tmp_path))
+  page.wait_for_selector('#cards .base')
+  assert page.locator('#cards li').count() == 2000
+  assert page.locator('#cards .base').count() < 150
+  page.locator('#cards li').first.focus()
+  page.keyboard.press('End')
+  page.wait_for_selector('#cards li:last-child .base')
+  assert page.locator('#cards .base').count() < 150
+  page.select_option('#sort', 'high')
+  scores = _scores(page)
+  assert scores == sorted(scores, reverse=True)

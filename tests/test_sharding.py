@@ -1,0 +1,121 @@
+"""Batches over devices: what does not divide, and eight against one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from dmdd_jax import sharding
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def fake_mesh(size):
+  return types.SimpleNamespace(size=size)
+
+
+@pytest.mark.parametrize('batch_size', [12, 4, 0, -8])
+def test_a_batch_that_does_not_divide_is_refused(batch_size):
+  with pytest.raises(
+    ValueError,
+    match=rf'config\.train\.batch_size = {batch_size} .*8 devices.*of 8',
+  ):
+    sharding.check_batch_size(fake_mesh(8), batch_size, 'train.batch_size')
+
+
+def test_a_batch_that_divides_is_accepted():
+  for size, batch_size in ((1, 1), (1, 7), (8, 8), (8, 24)):
+    sharding.check_batch_size(fake_mesh(size), batch_size, 'train.batch_size')
+
+
+# Trains on one device and on eight of the host, and says how far apart they
+# end. The margin and normal-only losses are sums over sums, which a mean of
+# the devices' own quotients would not equal; neither would their statistics.
+EIGHT_DEVICES = """
+import json
+import jax
+import numpy as np
+import model_helpers
+from dmdd_jax import sharding, steps, train_state
+from dmdd_jax.models import dmdd, resnet
+
+resnet.SPECS['resnet18'] = resnet.Spec((1, 1, 1, 1), bottleneck=False)
+config = model_helpers.tiny_config(
+  train__joint=True, loss__ngm_normal_only=True, loss__aim='margin',
+  train__student__learning_rate=1e-3, train__head__learning_rate=1e-3,
+)
+for part in (config.train.student, config.train.head):
+  part.kind = 'sgd'
+model = dmdd.from_config(config)
+batch = model_helpers.make_batch(batch=8)
+images = (batch['image'] * 255).astype(np.uint8)
+
+def train(devices):
+  mesh = sharding.make_mesh(devices)
+  state = sharding.replicate(mesh, model_helpers.make_state(config, model))
+  step = steps.make_train_steps(config, model, mesh)['joint']
+  rows = sharding.to_global(mesh, batch)
+  metrics = []
+  for _ in range(5):
+    state, found = step(state, rows)
+    metrics.append(jax.device_get(found))
+  predict = steps.make_predict_step(config, model, mesh)
+  prediction = predict(
+    train_state.variables(state), steps.Fusion(maps_weight=1.0),
+    sharding.to_global(mesh, {'image': images})['image'],
+  )
+  return metrics, state, prediction, rows
+
+one, eight = train(jax.devices()[:1]), train(jax.devices())
+
+def gap(a, b):
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return max(
+    float(np.linalg.norm(np.subtract(x, y)) / np.linalg.norm(x))
+    for x, y in pairs
+  )
+
+moved = model_helpers.make_state(config, model)
+try:
+  sharding.check_batch_size(sharding.make_mesh(), 12, 'train.batch_size')
+except ValueError as error:
+  refused = str(error)
+print(json.dumps({
+  'devices': len(jax.devices()),
+  'rows': [s.data.shape[0] for s in eight[3]['image'].addressable_shards],
+  'metrics': gap(one[0], eight[0]),
+  'params': gap(one[1].params, eight[1].params),
+  'batch_stats': gap(one[1].batch_stats, eight[1].batch_stats),
+  'prediction': gap(one[2], eight[2]),
+  'moved': gap(moved.params, eight[1].params),
+  'refused': refused,
+}))
+"""
+
+
+def test_eight_devices_train_as_one_does():
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'PYTHONPATH': os.pathsep.join([str(REPOSITORY), str(REPOSITORY / 'tests')]),
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', EIGHT_DEVICES],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found['devices'] == 8 and found['rows'] == [1] * 8
+  for name in ('metrics', 'params', 'batch_stats', 'prediction'):
+    assert found[name] < 1e-5, found
+  # The five steps went somewhere.
+  assert found['moved'] > 1e-3, found
+  assert '12' in found['refused'] and '8 devices' in found['refused']

@@ -1,0 +1,28 @@
+"""Writes the report of a run, one self-contained page, from what is on disk.
+
+  python tools/report.py --workdir runs/mvtec
+
+Opens in any browser, without network. Evaluations write what it needs; one of
+an older run is made up for by `--mode evaluate`.
+"""
+
+from absl import app
+from absl import flags
+
+from dmdd_jax import cli
+from dmdd_jax import report
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of a run or of a category.', required=True
+)
+
+
+def main(argv: list[str]) -> None:
+  """Writes the page and prints its path."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  print(report.write(_WORKDIR.value))
+
+
+if __name__ == '__main__':
+  cli.run(main)
