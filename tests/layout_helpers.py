@@ -16,9 +16,9 @@ def save(path, array, **kwargs):
 
 
 def mask(height=12, width=16):
-  mask = np.zeros((height, width), np.uint8)
-  mask[2:7, 3:9] = 255
-  return mask
+  defect = np.zeros((height, width), np.uint8)
+  defect[2:7, 3:9] = 255
+  return defect
 
 
 def _loco(root):
@@ -75,8 +75,7 @@ def _kolektor(root):
   for split, start in (('train', 10), ('test', 20)):
     for i in range(3):
       save(root / f'{split}/{start + i}.png', picture(seed=start + i))
-      mask = mask() if i == 1 else 0 * mask()
-      save(root / f'{split}/{start + i}_GT.png', mask)
+      save(root / f'{split}/{start + i}_GT.png', mask() * (i == 1))
   return 'kolektorsdd2', (2, 2, 1), {'defect'}
 
 
