@@ -160,49 +160,13 @@ def evaluate(
     scores = _collect(
       predictor, state, calibration.fusion, records, stores, thumbnails
     )
-    labels = np.array([record.label for record in records], int)
-    unknown = _unknown_truth(records)
-    found = {}
-    for (resolution, kind), store in stores.items():
-      metrics = results_lib.compute(
-        store.maps,
-        None if unknown else store.masks,
-        scores[kind],
-        labels,
-        bootstrap=config.eval.bootstrap,
-        seed=config.seed,
-      )
-      if unknown:
-        _explain(metrics, 'no masks', unknown)
-      found.setdefault(resolution, {})[kind] = metrics
-    found = {
-      resolution: {**kinds['map'], 'maps_mean': kinds['maps_mean']}
-      for resolution, kinds in found.items()
-    }
-    first, *others = config.eval.resolutions
-    metrics = {
-      **found[first],
-      'resolution': first,
-      'smoothing_sigma': config.eval.smoothing_sigma,
-    }
-    metrics |= {other: found[other] for other in others}
-    store = stores[first, 'map']
-    metrics['at_threshold'] = _at_threshold(
-      calibration, store, scores['map'], labels, unknown
-    )
+    metrics = _measure(config, calibration, records, scores, stores)
+    store = stores[config.eval.resolutions[0], 'map']
     if maps is not None:
-      for record, anomaly_map in zip(records, store.maps):
-        stem = map_files.map_path(maps, config.data.category, record)
-        map_files.write_map(f'{stem}.tiff', anomaly_map)
+      _write_maps(maps, config.data.category, records, store)
     if pictures is not None:
-      visualize.write_overlays(
-        pictures,
-        records,
-        store.maps,
-        scores['map'],
-        calibration,
-        per_group=config.eval.pictures,
-      )
+      shown = (records, store.maps, scores['map'], calibration)
+      visualize.write_overlays(pictures, *shown, per_group=config.eval.pictures)
     if report is not None:
       try:
         root = config.data.root
@@ -210,6 +174,57 @@ def evaluate(
         report_data.write(report, root, *arguments)
       except Exception:  # Hours of training must not end for a picture.
         logging.exception("%s: the report's data were not written", report)
+  return metrics
+
+
+def _write_maps(
+  folder: str | os.PathLike,
+  category: str,
+  records: Sequence[records_lib.Record],
+  store: results_lib.MapStore,
+) -> None:
+  for record, anomaly_map in zip(records, store.maps):
+    stem = map_files.map_path(folder, category, record)
+    map_files.write_map(f'{stem}.tiff', anomaly_map)
+
+
+def _measure(
+  config: ml_collections.ConfigDict,
+  calibration: calibration_lib.Calibration,
+  records: Sequence[records_lib.Record],
+  scores: Mapping[str, np.ndarray],
+  stores: Mapping[tuple[str, str], results_lib.MapStore],
+) -> dict[str, Any]:
+  """The metrics of `evaluate` from the scores and maps of both kinds."""
+  labels = np.array([record.label for record in records], int)
+  unknown = _unknown_truth(records)
+  found = {}
+  for (resolution, kind), store in stores.items():
+    metrics = results_lib.compute(
+      store.maps,
+      None if unknown else store.masks,
+      scores[kind],
+      labels,
+      bootstrap=config.eval.bootstrap,
+      seed=config.seed,
+    )
+    if unknown:
+      _explain(metrics, 'no masks', unknown)
+    found.setdefault(resolution, {})[kind] = metrics
+  found = {
+    resolution: {**kinds['map'], 'maps_mean': kinds['maps_mean']}
+    for resolution, kinds in found.items()
+  }
+  first, *others = config.eval.resolutions
+  metrics = {
+    **found[first],
+    'resolution': first,
+    'smoothing_sigma': config.eval.smoothing_sigma,
+  }
+  metrics |= {other: found[other] for other in others}
+  metrics['at_threshold'] = _at_threshold(
+    calibration, stores[first, 'map'], scores['map'], labels, unknown
+  )
   return metrics
 
 

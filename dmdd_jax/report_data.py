@@ -1,11 +1,12 @@
 """What an evaluation leaves on disk for the report: scores.csv and a zip.
 
 `scores.csv` has a row per test image, for people and other programs.
-`report_data.zip` holds what a page cannot compute: thumbnails and maps of 8
-bits (for display, never for figures), the outlines as vector paths, the curves
-of the pixels. One file rather than thousands, for network disks; its members
-are compressed images already and are stored as they are, so that any of them
-can be read without the others and neither side holds more than one.
+`report_data.zip` holds what a page cannot compute: thumbnails, maps of 8 bits
+(grey, a third of the size of coloured ones; for display, never for figures),
+outlines as vector paths, and the curves of the pixels. One file rather than
+thousands, for network disks; its members are compressed images already and are
+stored as they are, so that any of them can be read without the others and
+neither side holds more than one.
 
 Synopsis:
 

@@ -143,6 +143,7 @@ class Trainer:
     teacher, self.fingerprint = pretrained.load(
       config.teacher.arch, config.teacher.weights, rng_seed=config.seed
     )
+    _check_synthesis(config)
     self.directory = os.path.join(self.workdir, 'checkpoints')
     self.manager = checkpoint.open_manager(
       self.directory, config.train.keep_checkpoints
@@ -398,6 +399,7 @@ def train_and_evaluate(
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError where a number would only be missed after hours."""
   evaluate.check_options(config.eval)
+  train_state.make_optimizers(config)
   for field in (
     'total_steps',
     'log_every',
@@ -408,6 +410,13 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f'config.train.{field} must be >= 1, is {config.train[field]}'
       )
+
+
+def _check_synthesis(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for options that no pair can be made with."""
+  from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
+
+  pipeline.options(config)
 
 
 def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -44,10 +44,10 @@ def _visa(root):
     rows.append(f'candle,{split},normal,{name},')
     rows.append(f'pcb1,{split},normal,pcb1/{i}.JPG,')
   image = 'candle/Data/Images/Anomaly/000.JPG'
-  mask = 'candle/Data/Masks/Anomaly/000.png'
+  truth = 'candle/Data/Masks/Anomaly/000.png'
   save(root / image, picture(seed=9))
-  save(root / mask, mask() // 85)  # Values are numbers of defect kinds.
-  rows.append(f'candle,test,anomaly,{image},{mask}')
+  save(root / truth, mask() // 85)  # Values are numbers of defect kinds.
+  rows.append(f'candle,test,anomaly,{image},{truth}')
   (root / 'split_csv').mkdir()
   (root / 'split_csv/1cls.csv').write_text('\n'.join(rows) + '\n')
   return 'candle', (2, 1, 1), {'anomaly'}

@@ -1,14 +1,17 @@
 """Whole runs that are small enough for tests."""
 
 import contextlib
+import json
 import os
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 import model_helpers
 import numpy as np
+import pytest
 
 from dmdd_jax import pretrained
+from dmdd_jax import steps
 from dmdd_jax.data import surfaces
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -56,22 +59,46 @@ def write_weights(path, seed=0):
 
 
 @contextlib.contextmanager
-def compilation_cache(folder):
-  """Compiles a program once for all runs of a module."""
+def compiled_once(folder):
+  """Traces and compiles each program once for all runs of a module.
+
+  What is compiled is kept in a folder, for other processes too; and runs whose
+  configs differ in nothing that a step reads share the traced functions.
+  """
   options = {
     'jax_compilation_cache_dir': str(folder),
     'jax_persistent_cache_min_compile_time_secs': 0.0,
   }
   before = {name: getattr(jax.config, name) for name in options}
-  try:
-    for name, value in options.items():
-      jax.config.update(name, value)
-    jax_cache.reset_cache()
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
-    jax_cache.reset_cache()
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ('make_train_steps', 'make_predict_step'):
+      patch.setattr(steps, name, _shared(getattr(steps, name)))
+    try:
+      for name, value in options.items():
+        jax.config.update(name, value)
+      jax_cache.reset_cache()
+      yield
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
+      jax_cache.reset_cache()
+
+
+def _shared(make):
+  """A factory of steps that makes each only once."""
+  made = {}
+
+  def shared(config, *arguments):
+    parts = {
+      name: json.dumps(config[name].to_dict())
+      for name in ('eval', 'head', 'loss', 'student', 'train')
+    }
+    key = (*parts.values(), config.dtype, config.teacher.arch)
+    if key not in made:
+      made[key] = make(config, *arguments)
+    return made[key]
+
+  return shared
 
 
 def environment(cache):

@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import evaluate
+from dmdd_jax import report_data
 from dmdd_jax import steps
 from dmdd_jax.data import batches
 from dmdd_jax.data import maps as map_files
@@ -142,6 +143,43 @@ def test_pictures_show_the_extremes_of_each_label(records, tmp_path):
     'good_alarming',
     'good_clear',
   ]
+
+
+def test_what_the_report_needs_is_written(records, tmp_path):
+  config = _config(resolutions=('native', 'model'))
+  config.data.root = str(tmp_path)
+  target = tmp_path / 'out'
+  with_report, without = (
+    evaluate.evaluate(
+      FakePredictor(config), None, _calibration(), records, report=folder
+    )
+    for folder in (target, None)
+  )
+  np.testing.assert_equal(with_report, without)
+  rows = report_data.read_scores(target)
+  assert [row['file'] for row in rows] == [
+    *(f'toy/test/good/{i}.png' for i in range(3)),
+    *(f'toy/test/red/{i}.png' for i in range(2)),
+  ]
+  assert [row['verdict'] for row in rows] == ['good'] * 3 + ['defective'] * 2
+  assert [row['maps_mean_score'] for row in rows] == [1.0] * 5
+  archive = report_data.open_archive(target)
+  archive.close()
+  assert [item['overlap'] is None for item in archive.items] == [True] * 3 + [
+    False
+  ] * 2
+  assert archive.curves['pro'][1][-1] == 1.0
+
+
+def test_a_report_that_fails_loses_no_result(records, tmp_path, monkeypatch):
+  def fail(*unused_args):
+    raise OSError('no space left')
+
+  monkeypatch.setattr(report_data, 'write', fail)
+  metrics = evaluate.evaluate(
+    FakePredictor(_config()), None, _calibration(), records, report=tmp_path
+  )
+  assert metrics['image_auroc'] == 1.0
 
 
 def test_undefined_figures_are_null_with_a_reason(records):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import folder as folder_config
 from configs import mvtec
 from configs import mvtec_foreground
 from dmdd_jax.data import foreground
@@ -47,13 +48,13 @@ def test_a_disc_is_found_dark_or_bright(kind, object_, ground):
   assert _overlap(mask > 0, truth) > 0.95
 
 
-def test_grabcut_sees_a_colour_that_brightness_does_not():
-  """Half of the disc is as bright as the ground but of another colour."""
-  image, truth = _disc((30, 30, 30), (90, 90, 90), noise=3.0)
-  right = truth & (np.arange(SIZE)[None, :] > 24)
-  image[right] = (0, 130, 60)
-  otsu = foreground.compute(image, 'otsu') > 0
-  grabcut = foreground.compute(image, 'grabcut') > 0
+def test_grabcut_sees_a_colour_that_brightness_hardly_does():
+  """Red on blue: 15 of 255 brighter under noise of 8, but far in colour."""
+  image, truth = _disc((130, 60, 50), (50, 60, 130), noise=8.0)
+  otsu, grabcut = (
+    foreground.compute(image, kind) > 0 for kind in ('otsu', 'grabcut')
+  )
+  assert _overlap(grabcut, truth) > 0.95
   assert _overlap(grabcut, truth) > _overlap(otsu, truth)
 
 
@@ -257,3 +258,38 @@ def test_the_defects_of_real_screws_lie_on_the_screw(kind):
     covered.append((mask & truth).sum() / truth.sum())
   assert 0.02 < np.mean(shares) < 0.35
   assert np.median(covered) > 0.6
+
+
+def test_a_training_loads_them_for_its_own_and_its_held_out_images(
+  tmp_path, monkeypatch
+):
+  from dmdd_jax import train  # jax takes a second to import.
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+  for i in range(6):
+    path = tmp_path / f'ok/{i}.png'
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(_disc(200, 40, radius=10 + i)[0]).save(path)
+  config = folder_config.get_config()
+  config.data.normal = str(tmp_path / 'ok')
+  config.data.image_size = SIZE
+  config.data.holdout_min = 2
+  data = train.load_data(config)
+  assert data.foreground is None and data.held_out_foreground is None
+  config.synthesis.foreground = 'otsu'
+  config.synthesis.texture_augment = True
+  data = train.load_data(config)
+  assert data.foreground.shape == (4, SIZE, SIZE, 1)
+  assert data.held_out_foreground.shape == (2, SIZE, SIZE, 1)
+  bright = data.images[..., :1] > 120
+  assert _overlap(data.foreground > 0, bright) > 0.95
+  images, masks = pipeline.validation_pairs(
+    data.held_out,
+    data.textures,
+    pipeline.options(config),
+    seed=1,
+    count=8,
+    foreground=data.held_out_foreground,
+  )
+  assert images.shape == (8, SIZE, SIZE, 3)
+  assert masks.any() and not masks[:, :4].any()

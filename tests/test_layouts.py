@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import default
 from configs import folder as folder_config
+from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
 from dmdd_jax import train
 from dmdd_jax.data import records
@@ -293,3 +295,16 @@ def test_a_folder_of_masks_that_disagree_is_a_bad_mask(tmp_path):
     path.unlink()
   with pytest.raises(records.BadImageError, match='no mask in this folder'):
     records.read_mask(truth, None)
+
+
+def test_a_checkpoint_from_before_these_fields_is_of_the_same_config():
+  old = default.get_config().to_dict()
+  for field in ('name', 'normal', 'defect', 'masks', 'test_normal'):
+    del old['data'][field]
+  del old['data']['test_fraction'], old['data']['test_seed']
+  del old['synthesis']['foreground'], old['synthesis']['texture_augment']
+  config = default.get_config()
+  checkpoint.check_config('d', old, config)
+  config.synthesis.foreground = 'otsu'
+  with pytest.raises(checkpoint.CheckpointError, match=r'synthesis\.foregr'):
+    checkpoint.check_config('d', old, config)

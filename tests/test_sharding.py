@@ -79,7 +79,10 @@ def gap(a, b):
     for x, y in pairs
   )
 
-moved = model_helpers.make_state(config, model)
+def same(a, b):
+  return all(model_helpers.leaves_equal(jax.device_get(a), b))
+
+start = model_helpers.make_state(config, model)
 try:
   sharding.check_batch_size(sharding.make_mesh(), 12, 'train.batch_size')
 except ValueError as error:
@@ -91,13 +94,26 @@ print(json.dumps({
   'params': gap(one[1].params, eight[1].params),
   'batch_stats': gap(one[1].batch_stats, eight[1].batch_stats),
   'prediction': gap(one[2], eight[2]),
-  'moved': gap(moved.params, eight[1].params),
+  'terms': sorted(one[0][0]),
+  'sums': [
+    float(m['loss'] - m['ngm'] - m['aim'] - m['segmentation']) for m in one[0]
+  ],
+  'moved': gap(start.params, eight[1].params),
+  'teacher_kept': same(eight[1].teacher, start.teacher),
+  'unmoved': sum(
+    sum(model_helpers.leaves_equal(
+      jax.device_get(getattr(eight[1], name)), getattr(start, name)
+    ))
+    for name in ('params', 'batch_stats', 'opt_state')
+  ),
   'refused': refused,
 }))
 """
 
 
-def test_eight_devices_train_as_one_does():
+@pytest.fixture(scope='module')
+def found():
+  """What the joint training on one and on eight devices says of itself."""
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
@@ -112,10 +128,28 @@ def test_eight_devices_train_as_one_does():
     timeout=900,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout.splitlines()[-1])
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_eight_devices_train_as_one_does(found):
   assert found['devices'] == 8 and found['rows'] == [1] * 8
   for name in ('metrics', 'params', 'batch_stats', 'prediction'):
     assert found[name] < 1e-5, found
   # The five steps went somewhere.
   assert found['moved'] > 1e-3, found
+
+
+def test_eight_devices_refuse_a_batch_of_twelve(found):
   assert '12' in found['refused'] and '8 devices' in found['refused']
+
+
+def test_joint_training_changes_student_and_head_and_no_teacher(found):
+  assert found['teacher_kept'] and found['unmoved'] == 0
+  assert found['terms'] == [
+    'aim',
+    'gradient_norm',
+    'loss',
+    'ngm',
+    'segmentation',
+  ]
+  assert max(map(abs, found['sums'])) < 1e-5

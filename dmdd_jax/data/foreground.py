@@ -62,8 +62,12 @@ def compute(image: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _smooth(mask: np.ndarray) -> np.ndarray:
-  """Closes, then opens, by six pixels of 256: RealNet's, for its Otsu masks."""
-  side = max(2, round(6 * min(mask.shape) / 256))
+  """Closes, then opens, by seven pixels of 256; RealNet by six.
+
+  The side is odd: OpenCV moves a mask by a pixel for every pass with an even
+  one.
+  """
+  side = 2 * max(1, round(3 * min(mask.shape) / 256)) + 1
   kernel = np.ones((side, side), np.uint8)
   mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
   return cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel)

@@ -363,12 +363,16 @@ def write_json(path, document):
 
 
 def flatten(metrics):
-  """One row: numbers, texts, those of nested dicts, ends of the intervals."""
+  """One row: numbers, texts, those of nested dicts, ends of the intervals.
+
+  None, which is what NaN becomes in a file, is NaN again.
+  """
   row = {k: v for k, v in metrics.items() if _is_cell(v)}
   for outer in _NESTED:
     for key, value in (metrics.get(outer) or {}).items():
       if _is_cell(value):
         row[f'{outer}/{key}'] = value
+  row = {k: math.nan if v is None else v for k, v in row.items()}
   for key, (low, high) in metrics.get('confidence', {}).items():
     row[f'{key}_low'], row[f'{key}_high'] = low, high
   return row
@@ -385,12 +389,13 @@ def _nest(row):
 
 
 def _is_cell(value):
-  return isinstance(value, (bool, int, float, str, np.generic))
+  return value is None or isinstance(value, (bool, int, float, str, np.generic))
 
 
 def _columns(rows):
   """Known metrics first, then those of maps_mean, then any other."""
   seen = dict.fromkeys(key for row in rows for key in row)
+  seen.pop('category', None)  # It is the first column.
   known = [*METRICS, *(f'maps_mean/{name}' for name in METRICS)]
   return [k for k in known if k in seen] + [k for k in seen if k not in known]
 

@@ -11,9 +11,6 @@ import tensorflow_datasets as tfds
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 
-# Folders that a category, or a set without categories, holds.
-_INSIDE = {'train', 'test', 'Data', 'Imgs'}
-
 
 class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """A data set of one layout, a builder config per category.
@@ -86,8 +83,19 @@ class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for name in self.ARCHIVES:
       archive = os.path.join(manual, name)
       if os.path.isfile(archive):
-        return _unwrap(os.fspath(dl_manager.extract(archive)))
-    return _unwrap(manual)
+        return self._unwrap(os.fspath(dl_manager.extract(archive)))
+    return self._unwrap(manual)
+
+  def _unwrap(self, folder: str) -> str:
+    """The folder of the categories, where a set is in a folder of its own."""
+    entries = [e for e in os.listdir(folder) if not e.startswith('.')]
+    inner = os.path.join(folder, entries[0]) if len(entries) == 1 else ''
+    # A single category is no wrapper; a set without categories has no folder
+    # of their name.
+    names = {config.name for config in self.BUILDER_CONFIGS}
+    if not os.path.isdir(inner) or (len(names) > 1 and entries[0] in names):
+      return folder
+    return self._unwrap(inner)
 
   def _generate_examples(
     self, root: str, records: tuple[records_lib.Record, ...]
@@ -109,13 +117,3 @@ class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           **self.extra_values(root, record),
         },
       )
-
-
-def _unwrap(folder: str) -> str:
-  """The only folder in a folder that holds nothing else, or the folder."""
-  entries = [e for e in os.listdir(folder) if not e.startswith('.')]
-  inner = os.path.join(folder, entries[0]) if len(entries) == 1 else ''
-  # A single category is no wrapper.
-  if os.path.isdir(inner) and not _INSIDE & set(os.listdir(inner)):
-    return _unwrap(inner)
-  return folder

@@ -1,9 +1,9 @@
 """MVTec LOCO AD: https://www.mvtec.com/company/research/datasets/mvtec-loco"""
 
 import json
-import os
 from typing import Any
 
+from etils import epath
 import numpy as np
 from PIL import Image
 import tensorflow_datasets as tfds
@@ -41,16 +41,15 @@ class Builder(base.LayoutBuilder):
     """Areas in pixels, in the order of the masks' names; none if good."""
     if record.mask is None:
       return {'saturation': []}
-    path = os.path.join(root, self.builder_config.name, 'defects_config.json')
-    if not os.path.isfile(path):
+    path = epath.Path(root) / self.builder_config.name / 'defects_config.json'
+    if not path.exists():
       raise records_lib.MissingDataError(f'found no file {path}')
-    with open(path, encoding='utf-8') as file:
-      kinds = {kind['pixel_value']: kind for kind in json.load(file)}
+    kinds = {k['pixel_value']: k for k in json.loads(path.read_text())}
     return {'saturation': [_area(m, kinds) for m in _masks(record.mask)]}
 
 
 def _masks(path: str) -> tuple[str, ...]:
-  return files.images(path) if os.path.isdir(path) else (path,)
+  return files.images(path) if epath.Path(path).is_dir() else (path,)
 
 
 def _area(path: str, kinds: dict[int, dict[str, Any]]) -> float:
