@@ -36,19 +36,6 @@ FREE_FIELDS = (
   'train.keep_checkpoints',
   'train.log_every',
 )
-# Fields that came later, with the value that does what was done before them: a
-# checkpoint without them is of the same config.
-_ADDED = {
-  'data.name': 'mvtec_ad',
-  'data.normal': '',
-  'data.defect': '',
-  'data.masks': '',
-  'data.test_normal': '',
-  'data.test_fraction': 0.2,
-  'data.test_seed': 0,
-  'synthesis.foreground': 'off',
-  'synthesis.texture_augment': False,
-}
 
 
 class CheckpointError(ValueError):
@@ -171,8 +158,7 @@ def check_config(
   Raises:
     CheckpointError: naming every differing field and both values.
   """
-  old = {**_ADDED, **_flatten(found)}
-  new = {**_ADDED, **_flatten(config.to_dict())}
+  old, new = _flatten(found), _flatten(config.to_dict())
   differing = [
     f'  {field}: {old.get(field, "(absent)")!r} in the checkpoint,'
     f' {new.get(field, "(absent)")!r} now'

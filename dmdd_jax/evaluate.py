@@ -29,6 +29,7 @@ from dmdd_jax import steps
 from dmdd_jax import train_state
 from dmdd_jax import visualize
 from dmdd_jax.data import batches
+from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import maps as maps_lib
@@ -397,7 +398,7 @@ def evaluate_workdir(
   with config.unlocked():
     config.data.root = data_root or config.data.root
     config.eval.update(eval_options or {})
-  dataset = records_lib.list_dataset(config.data)
+  dataset = layouts.list_dataset(config.data)
   records = records_lib.validate(dataset.test, config.data.on_bad_image)
   output = os.fspath(output or workdir)
   pictures = os.path.join(output, 'pictures')

@@ -29,6 +29,7 @@ from dmdd_jax import sharding
 from dmdd_jax import steps
 from dmdd_jax import train_state
 from dmdd_jax import visualize
+from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.metrics import ranking
@@ -73,7 +74,7 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     MissingDataError, DatasetError, BadImageError: see `data.records`.
   """
   data = config.data
-  dataset = records_lib.list_dataset(data)
+  dataset = layouts.list_dataset(data)
   good = records_lib.validate(dataset.train, data.on_bad_image)
   # A fault of the test images is said now, not after an hour of training.
   if dataset.test:

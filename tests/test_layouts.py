@@ -14,6 +14,7 @@ from configs import folder as folder_config
 from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
 from dmdd_jax import train
+from dmdd_jax.data import layouts
 from dmdd_jax.data import records
 
 
@@ -56,7 +57,7 @@ def _name(record):
 
 def test_an_own_folder_with_everything(root, warnings):
   data = _data(root, defect='bad', masks='truth', test_fraction=0.3)
-  dataset = records.list_dataset(data)
+  dataset = layouts.list_dataset(data)
   good = [r for r in dataset.test if not r.label]
   assert len(dataset.train) == 7 and len(good) == 3
   names = {_name(r) for r in (*dataset.train, *good)}
@@ -78,7 +79,7 @@ def test_an_own_folder_with_everything(root, warnings):
 
 def test_the_share_for_the_test_depends_on_its_seed_alone(root):
   def held(**fields):
-    dataset = records.list_dataset(_data(root, defect='bad', **fields))
+    dataset = layouts.list_dataset(_data(root, defect='bad', **fields))
     return [_name(r) for r in dataset.test if not r.label]
 
   assert held() == held() and len(held()) == 2
@@ -89,7 +90,7 @@ def test_the_share_for_the_test_depends_on_its_seed_alone(root):
 def test_normal_images_for_the_test_are_not_drawn_where_they_are_named(root):
   layout_helpers.save(root / 'more/x.png', layout_helpers.picture(seed=40))
   data = _data(root, defect='bad/**/*.*', test_normal='more')
-  dataset = records.list_dataset(data)
+  dataset = layouts.list_dataset(data)
   assert len(dataset.train) == 10
   assert [_name(r) for r in dataset.test if not r.label] == ['x.png']
   # Of a glob there is no folder that could name a kind of defect.
@@ -97,28 +98,28 @@ def test_normal_images_for_the_test_are_not_drawn_where_they_are_named(root):
 
 
 def test_no_masks_and_some_masks_are_said(root, warnings):
-  dataset = records.list_dataset(_data(root, defect='bad'))
+  dataset = layouts.list_dataset(_data(root, defect='bad'))
   assert not any(r.has_truth for r in dataset.test if r.label)
   assert all(r.has_truth for r in dataset.test if not r.label)
   assert '3 of 3 defective images have no mask' in warnings[0]
   (root / 'truth/b.png').unlink()
   layout_helpers.save(root / 'truth/z.png', layout_helpers.mask())
   warnings.clear()
-  dataset = records.list_dataset(_data(root, defect='bad', masks='truth'))
+  dataset = layouts.list_dataset(_data(root, defect='bad', masks='truth'))
   assert sum(not r.has_truth for r in dataset.test) == 1
   assert '1 of 3' in warnings[0] and 'b.png' in warnings[0]
   assert 'without an image' in warnings[1] and 'z.png' in warnings[1]
 
 
 def test_no_defects_means_no_test_and_all_images_to_train_on(root, warnings):
-  dataset = records.list_dataset(_data(root))
+  dataset = layouts.list_dataset(_data(root))
   assert len(dataset.train) == 10 and dataset.test == ()
   assert 'data.defect is not set' in warnings[0]
 
 
 def test_masks_below_the_defects_are_no_images(root):
   (root / 'truth').rename(root / 'bad/truth')
-  dataset = records.list_dataset(_data(root, defect='bad', masks='bad/truth'))
+  dataset = layouts.list_dataset(_data(root, defect='bad', masks='bad/truth'))
   bad = [r for r in dataset.test if r.label]
   assert len(bad) == 3 and all(r.mask for r in bad)
 
@@ -127,13 +128,13 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
   layout_helpers.save(root / 'bad/dent/a.png', layout_helpers.picture(seed=50))
   layout_helpers.save(root / 'truth/dent/a.png', layout_helpers.mask())
   data = _data(root, defect='bad', masks='truth')
-  found = {r.defect: r for r in records.list_dataset(data).test if r.label}
+  found = {r.defect: r for r in layouts.list_dataset(data).test if r.label}
   assert found['scratch'].mask.endswith('scratch/a_mask.png')
   (root / 'bad/a.png').write_bytes((root / 'bad/dent/a.png').read_bytes())
   layout_helpers.save(root / 'truth/x/a.png', layout_helpers.mask())
   (root / 'truth/scratch/a_mask.png').unlink()
   with pytest.raises(ValueError, match='could have any of the masks'):
-    records.list_dataset(data)
+    layouts.list_dataset(data)
 
 
 @pytest.mark.parametrize(
@@ -158,21 +159,13 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
 def test_what_cannot_be_meant_names_its_field(root, fields, error, text):
   (root / 'empty').mkdir()
   with pytest.raises(error, match=text):
-    records.list_dataset(_data(root, **fields))
+    layouts.list_dataset(_data(root, **fields))
 
 
 def test_a_folder_of_good_images_among_the_defects_is_refused(root):
   layout_helpers.save(root / 'bad/good/0.png', layout_helpers.picture())
   with pytest.raises(ValueError, match="holds a folder 'good'"):
-    records.list_dataset(_data(root, defect='bad'))
-
-
-def test_a_config_without_the_field_is_mvtecs_layout(tmp_path):
-  layout_helpers.save(
-    tmp_path / 'nut/train/good/0.png', layout_helpers.picture()
-  )
-  data = {'root': str(tmp_path), 'category': 'nut'}
-  assert len(records.list_dataset(data).train) == 1
+    layouts.list_dataset(_data(root, defect='bad'))
 
 
 def test_every_kind_of_image_through_a_folder(tmp_path, warnings):
@@ -195,7 +188,7 @@ def test_every_kind_of_image_through_a_folder(tmp_path, warnings):
   exif = Image.Exif()
   exif[0x0112] = 6  # Stored a quarter turn to the left.
   layout_helpers.save(normal / 'turned.png', np.rot90(rgb), exif=exif)
-  dataset = records.list_dataset(_data(tmp_path, normal='n'))
+  dataset = layouts.list_dataset(_data(tmp_path, normal='n'))
   assert len(records.validate(dataset.train)) == 9
   images, _ = records.load_arrays(dataset.train, 32)
   for record, image in zip(dataset.train, images):
@@ -255,7 +248,7 @@ def test_a_public_set_is_listed_where_it_lies(tmp_path, name):
   category, counts, kinds = layout_helpers.SETS[name](root)
   data = folder_config.get_config().data
   data.update({'name': name, 'root': str(root), 'category': category})
-  dataset = records.list_dataset(data)
+  dataset = layouts.list_dataset(data)
   labels = [r.label for r in dataset.test]
   assert (len(dataset.train), labels.count(0), labels.count(1)) == counts
   assert {r.defect for r in dataset.test if r.label} == kinds
@@ -271,7 +264,7 @@ def test_a_public_set_is_listed_where_it_lies(tmp_path, name):
     assert records.read_mask(record.mask, None).sum() == 8 * 16
   data.root = str(tmp_path / 'gone')
   with pytest.raises(FileNotFoundError, match='gone'):
-    records.list_dataset(data)
+    layouts.list_dataset(data)
 
 
 @pytest.mark.parametrize('name', layout_helpers.SETS)
@@ -282,7 +275,7 @@ def test_an_unknown_category_is_refused_with_those_there(tmp_path, name):
   data = folder_config.get_config().data
   data.update({'name': name, 'root': str(root), 'category': 'spoon'})
   with pytest.raises(FileNotFoundError, match=f"'spoon'.*{category}"):
-    records.list_dataset(data)
+    layouts.list_dataset(data)
 
 
 def test_a_folder_of_masks_that_disagree_is_a_bad_mask(tmp_path):
@@ -295,16 +288,3 @@ def test_a_folder_of_masks_that_disagree_is_a_bad_mask(tmp_path):
     path.unlink()
   with pytest.raises(records.BadImageError, match='no mask in this folder'):
     records.read_mask(truth, None)
-
-
-def test_a_checkpoint_from_before_these_fields_is_of_the_same_config():
-  old = default.get_config().to_dict()
-  for field in ('name', 'normal', 'defect', 'masks', 'test_normal'):
-    del old['data'][field]
-  del old['data']['test_fraction'], old['data']['test_seed']
-  del old['synthesis']['foreground'], old['synthesis']['texture_augment']
-  config = default.get_config()
-  checkpoint.check_config('d', old, config)
-  config.synthesis.foreground = 'otsu'
-  with pytest.raises(checkpoint.CheckpointError, match=r'synthesis\.foregr'):
-    checkpoint.check_config('d', old, config)

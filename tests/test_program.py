@@ -30,7 +30,7 @@ METRICS = (
 
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('compiled')
+  folder = tmp_path_factory.getbasetemp() / 'compiled'
   with program_helpers.compiled_once(folder):
     yield folder
 

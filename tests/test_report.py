@@ -427,6 +427,13 @@ def open_page(browser, request):
   assert not faults
 
 
+def _wait_for_texts(page, selector, texts):
+  """Cards are filled as they come into view, a moment after a click."""
+  from playwright.sync_api import expect
+
+  expect(page.locator(selector)).to_have_text(texts, timeout=30_000)
+
+
 def _names(page):
   return page.eval_on_selector_all(
     '#cards li', 'all => all.map(x => x.ariaLabel.split(",")[0])'
@@ -473,16 +480,15 @@ def test_sorting(open_page, site):
 
 def test_filters_for_missed_and_false_alarms(open_page, site):
   page = open_page(site)
-  counts = page.locator('#show output').all_inner_texts()
-  assert counts == ['16', '4', '4', '8', '8']
+  _wait_for_texts(page, '#show output', ['16', '4', '4', '8', '8'])
   page.get_by_text('missed 4').click()
-  assert page.locator('#cards .badge').all_inner_texts() == ['missed'] * 4
+  _wait_for_texts(page, '#cards .badge', ['missed'] * 4)
   assert all('scratch' in name for name in _names(page))
   page.get_by_text('false alarms 4').click()
-  assert page.locator('#cards .badge').all_inner_texts() == ['false alarm'] * 4
+  _wait_for_texts(page, '#cards .badge', ['false alarm'] * 4)
   page.select_option('#category', label='a')
+  _wait_for_texts(page, '#status', ['2 of 16 images.'])
   assert page.locator('#cards li').count() == 2
-  assert page.locator('#status').inner_text() == '2 of 16 images.'
 
 
 def _opacity(page, selector):
@@ -530,12 +536,12 @@ def test_cards_and_dialog_by_keyboard(open_page, site):
   focused = page.evaluate('document.activeElement.ariaLabel')
   assert focused.startswith(names[2])
   page.keyboard.press('Enter')
-  assert page.locator('#dialog-title').inner_text() == names[2]
+  _wait_for_texts(page, '#dialog-title', [names[2]])
   page.keyboard.press('ArrowRight')
-  assert page.locator('#dialog-title').inner_text() == names[3]
+  _wait_for_texts(page, '#dialog-title', [names[3]])
   page.locator('#dialog-view').focus()
   page.keyboard.press('ArrowRight')
-  assert page.locator('#dialog-title').inner_text() == names[3]
+  _wait_for_texts(page, '#dialog-title', [names[3]])
   assert page.locator('#dialog-view').get_attribute('aria-valuetext') == 'map'
   page.keyboard.press('Escape')
   assert not page.locator('#dialog').is_visible()

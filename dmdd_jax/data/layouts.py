@@ -1,4 +1,4 @@
-"""Data sets in layouts other than MVTec AD's, listed where they lie.
+"""Data sets of any known layout, listed where they lie: the one entry.
 
 'folder' is the user's own: a directory or a glob of normal images, and
 optionally of defective ones, masks, and normal images for the test. The others
@@ -6,7 +6,7 @@ are public sets as their archives unpack; nothing is copied or renamed.
 
 Synopsis:
 
-  dataset = layouts.list_dataset(config.data)  # As records.list_dataset.
+  dataset = layouts.list_dataset(config.data)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from absl import logging
 from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
 
-FOLDER = 'folder'
+MVTEC_AD, FOLDER = 'mvtec_ad', 'folder'
 # Sets without categories have one of this name.
 KOLEKTOR, MAGNETIC_TILE = 'kolektorsdd2', 'magnetic_tile'
 CATEGORIES = {
@@ -57,12 +57,21 @@ CATEGORIES = {
   KOLEKTOR: (KOLEKTOR,),
   MAGNETIC_TILE: (MAGNETIC_TILE,),
 }
-NAMES = (records_lib.MVTEC_AD, *CATEGORIES, FOLDER)
+NAMES = (MVTEC_AD, *CATEGORIES, FOLDER)
 _DEFECT = 'defect'  # Name of a defect image that lies in no folder of its own.
 
 
 def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
-  """Lists a data set of the layout `data.name`; see `records.list_dataset`."""
+  """Lists what `config.data` names: its layout, root and category.
+
+  Args:
+    data: `name` is one of `NAMES`; the fields that a layout reads are described
+      in configs/default.py.
+
+  Raises:
+    MissingDataError, DatasetError: nothing usable is there.
+    ValueError: no such layout.
+  """
   name = data['name']
   if name == FOLDER:
     return list_folder(data)
@@ -70,8 +79,12 @@ def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
     raise ValueError(
       f'config.data.name is {name!r}; choose from {", ".join(NAMES)}'
     )
-  root, category = files.absolute(data['root'] or '.'), data['category']
-  if name in (records_lib.MVTEC_AD, 'mpdd'):
+  if not data['root']:
+    raise records_lib.MissingDataError(
+      'no data: set --config.data.root to the folder that holds the categories'
+    )
+  root, category = files.absolute(data['root']), data['category']
+  if name in (MVTEC_AD, 'mpdd'):
     return records_lib.list_mvtec(root, category)
   if category not in CATEGORIES[name]:
     raise records_lib.MissingDataError(

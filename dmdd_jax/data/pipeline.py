@@ -88,25 +88,9 @@ def train_dataset(
     ValueError: no images or textures, sizes that disagree, foregrounds that
       are missing, or a batch that does not divide over the shards.
   """
-  size = options.image_size
-  for name, array in (('images', images), ('textures', textures)):
-    if array.shape[1:] != (size, size, 3) or not len(array):
-      raise ValueError(
-        f'{name} must be (>= 1, {size}, {size}, 3), are {array.shape}'
-      )
+  _check(images, textures, foreground, options, batch_size, shard)
   if options.foreground == 'off':
     foreground = None
-  elif foreground is None or foreground.shape != (*images.shape[:3], 1):
-    found = None if foreground is None else foreground.shape
-    raise ValueError(
-      f'config.synthesis.foreground is {options.foreground!r}: foreground must'
-      f' be {(*images.shape[:3], 1)}, is {found}'
-    )
-  if batch_size % shard[1]:
-    raise ValueError(
-      f'config.train.batch_size = {batch_size} does not divide over'
-      f' {shard[1]} processes'
-    )
   with tf.device('cpu'):
     images, textures = tf.constant(images), tf.constant(textures)
     if foreground is not None:
@@ -120,23 +104,11 @@ def train_dataset(
       batch_size=batch_size,
       shard=shard,
     )
-    normal = tf.cast(tf.gather(images, examples), tf.float32) / 255.0
-    draws = synthesis.draw(seed, examples, epochs)
-    normal = synthesis.augment(normal, draws, options)
     inside = None
     if foreground is not None:
-      inside = tf.cast(tf.gather(foreground, examples), tf.float32)
-      inside = synthesis.augment(inside, draws, options)
-    image, mask = synthesis.synthesize(normal, textures, draws, options, inside)
-    label = tf.cast(tf.reduce_max(mask, axis=(1, 2, 3)), tf.int32)
-    ones = tf.ones_like(label, tf.float32)
-    return {
-      'image': image,
-      'normal': normal,
-      'mask': mask,
-      'label': label,
-      '_mask': ones,
-    }
+      inside = tf.gather(foreground, examples)
+    draws = synthesis.draw(seed, examples, epochs)
+    return _pairs(tf.gather(images, examples), textures, inside, draws, options)
 
   steps = tf.data.Dataset.range(first_step, total_steps)
   dataset = steps.map(
@@ -145,6 +117,57 @@ def train_dataset(
     deterministic=True,
   )
   return dataset.prefetch(2)
+
+
+def _check(
+  images: np.ndarray,
+  textures: np.ndarray,
+  foreground: np.ndarray | None,
+  options: synthesis.Options,
+  batch_size: int,
+  shard: tuple[int, int],
+) -> None:
+  """Raises ValueError as `train_dataset` says."""
+  size = options.image_size
+  for name, array in (('images', images), ('textures', textures)):
+    if array.shape[1:] != (size, size, 3) or not len(array):
+      raise ValueError(
+        f'{name} must be (>= 1, {size}, {size}, 3), are {array.shape}'
+      )
+  shape = None if foreground is None else foreground.shape
+  if options.foreground != 'off' and shape != (*images.shape[:3], 1):
+    raise ValueError(
+      f'config.synthesis.foreground is {options.foreground!r}: foreground must'
+      f' be {(*images.shape[:3], 1)}, is {shape}'
+    )
+  if batch_size % shard[1]:
+    raise ValueError(
+      f'config.train.batch_size = {batch_size} does not divide over'
+      f' {shard[1]} processes'
+    )
+
+
+def _pairs(
+  images: tf.Tensor,
+  textures: tf.Tensor,
+  inside: tf.Tensor | None,
+  draws: synthesis.Draws,
+  options: synthesis.Options,
+) -> dict[str, tf.Tensor]:
+  """The batch of some uint8 images and their foregrounds, if there are."""
+  normal = tf.cast(images, tf.float32) / 255.0
+  normal = synthesis.augment(normal, draws, options)
+  if inside is not None:
+    inside = synthesis.augment(tf.cast(inside, tf.float32), draws, options)
+  image, mask = synthesis.synthesize(normal, textures, draws, options, inside)
+  label = tf.cast(tf.reduce_max(mask, axis=(1, 2, 3)), tf.int32)
+  return {
+    'image': image,
+    'normal': normal,
+    'mask': mask,
+    'label': label,
+    '_mask': tf.ones_like(label, tf.float32),
+  }
 
 
 def options(config: ml_collections.ConfigDict) -> synthesis.Options:

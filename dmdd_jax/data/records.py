@@ -20,11 +20,10 @@ is not there), `DatasetError` (what is there is no data set) and `BadImageError`
 (a file that cannot be used as an image or a mask).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
 import dataclasses
 import os
-from typing import Any
 
 from absl import logging
 import numpy as np
@@ -38,7 +37,6 @@ MissingDataError = files.MissingDataError
 DatasetError = files.DatasetError
 BadImageError = files.BadImageError
 GOOD = 'good'
-MVTEC_AD = 'mvtec_ad'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +96,6 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
     for name in files.folders(root)
     if os.path.isdir(os.path.join(root, name, 'train', GOOD))
   )
-
-
-def list_dataset(data: Mapping[str, Any]) -> Dataset:
-  """Lists what `config.data` names: its layout, root and category.
-
-  Args:
-    data: `name` is a layout (`mvtec_ad` if absent, or one of `layouts.NAMES`);
-      the fields that it reads are described in configs/default.py.
-
-  Raises:
-    MissingDataError, DatasetError: nothing usable is there.
-    ValueError: no such layout.
-  """
-  name = data.get('name', MVTEC_AD)
-  if name != MVTEC_AD:
-    from dmdd_jax.data import layouts  # It imports this module.
-
-    return layouts.list_dataset(data)
-  if not data['root']:
-    raise MissingDataError(
-      'no data: set --config.data.root to the folder that holds the categories'
-    )
-  return list_mvtec(data['root'], data['category'])
 
 
 def list_mvtec(root: str | os.PathLike, category: str) -> Dataset:
