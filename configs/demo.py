@@ -19,9 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.teacher.weights = 'random'
   config.student.trunk = 'encoder'
   config.train.batch_size = 8
-  config.train.total_steps = 200
-  config.train.distill_steps = 140
+  config.train.total_steps = 280
+  config.train.distill_steps = 180
   config.train.log_every = 20
-  config.train.checkpoint_every = 100
+  config.train.checkpoint_every = 140
   config.train.student.learning_rate = 2e-3
   return config

@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import default
 from configs import folder as folder_config
-from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
 from dmdd_jax import train
 from dmdd_jax.data import layouts
