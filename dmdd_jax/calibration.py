@@ -77,6 +77,7 @@ def fit_fusion(
   config: ml_collections.ConfigDict,
   probabilities: np.ndarray,
   maps_mean: np.ndarray,
+  head_is_trained: bool = True,
 ) -> steps.Fusion:
   """Standardises probability and mean map by held-out normal pixels.
 
@@ -84,6 +85,8 @@ def fit_fusion(
     config: `head.kind` and `head.maps_weight` are read.
     probabilities: (N, S, S) of held-out normal images, N >= 1.
     maps_mean: likewise.
+    head_is_trained: False leaves the head out: before its first step, and
+      where it never gets one, it says nothing.
   """
   head_center, head_scale = _center_and_scale(probabilities)
   head_scale = max(head_scale, _MIN_HEAD_SCALE)
@@ -93,14 +96,16 @@ def fit_fusion(
     head_scale=head_scale,
     maps_center=maps_center,
     maps_scale=maps_scale,
-    **_weights(config),
+    **_weights(config, head_is_trained),
   )
 
 
-def uncalibrated(config: ml_collections.ConfigDict) -> Calibration:
+def uncalibrated(
+  config: ml_collections.ConfigDict, head_is_trained: bool = True
+) -> Calibration:
   """Without held-out images: raw units, and thresholds that are NaN."""
   logging.warning('no image is held out: there are no thresholds')
-  fusion = steps.Fusion(**_weights(config))
+  fusion = steps.Fusion(**_weights(config, head_is_trained))
   return Calibration(fusion, math.nan, math.nan, 1.0, 0)
 
 
@@ -147,8 +152,10 @@ def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
   return float(np.nextafter(highest_normal, np.float32(np.inf)))
 
 
-def _weights(config: ml_collections.ConfigDict) -> dict[str, float]:
-  if config.head.kind == 'none':
+def _weights(
+  config: ml_collections.ConfigDict, head_is_trained: bool
+) -> dict[str, float]:
+  if config.head.kind == 'none' or not head_is_trained:
     return {'head_weight': 0.0, 'maps_weight': 1.0}
   return {'head_weight': 1.0, 'maps_weight': config.head.maps_weight}
 

@@ -109,10 +109,13 @@ def calibrate(
 ) -> calibration_lib.Calibration:
   """Fits fusion, thresholds and scales on held-out normals (N, S, S, 3)."""
   config = predictor.config
+  trained = steps.head_is_trained(config, int(state.step))
   if not len(images):
-    return calibration_lib.uncalibrated(config)
+    return calibration_lib.uncalibrated(config, trained)
   raw = predict_images(predictor, state, steps.Fusion(), images)
-  fusion = calibration_lib.fit_fusion(config, raw.probability, raw.maps_mean)
+  fusion = calibration_lib.fit_fusion(
+    config, raw.probability, raw.maps_mean, trained
+  )
   found = predict_images(predictor, state, fusion, images)
   return calibration_lib.fit(config, fusion, found.map, found.score)
 

@@ -40,6 +40,13 @@ def phase(config: ml_collections.ConfigDict, step: int) -> str:
   return 'distill' if step < config.train.distill_steps else 'segment'
 
 
+def head_is_trained(config: ml_collections.ConfigDict, steps: int) -> bool:
+  """Whether so many steps have trained the head at all."""
+  if config.head.kind == 'none' or not steps:
+    return False
+  return phase(config, steps - 1) != 'distill'
+
+
 def _split(features: Any, batch: int) -> tuple[Any, Any]:
   """Undoes a concatenation of two batches, for each level."""
   return (

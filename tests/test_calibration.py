@@ -127,6 +127,17 @@ def test_a_silent_head_adds_at_most_five_units():
   assert sure - silent == pytest.approx(5.0, rel=1e-4)
 
 
+def test_an_untrained_head_is_left_out():
+  probabilities, maps_mean = held_out()
+  config = model_helpers.tiny_config()
+  fusion = calibration.fit_fusion(
+    config, probabilities, maps_mean, head_is_trained=False
+  )
+  np.testing.assert_array_equal(
+    fusion(probabilities, maps_mean), fusion(0.0 * probabilities, maps_mean)
+  )
+
+
 def test_fusion_of_constant_maps_is_finite():
   flat = np.full((1, 4, 4), 0.25, np.float32)
   fusion = calibration.fit_fusion(model_helpers.tiny_config(), flat, flat)

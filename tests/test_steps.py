@@ -571,3 +571,14 @@ def test_padding_does_not_change_the_other_rows(predict, pictures):
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(full)):
     np.testing.assert_array_equal(a[:2], b[:2])
   assert np.any(found.score[2:] != full.score[2:])
+
+
+def test_a_head_is_trained_from_its_first_step_on():
+  config = model_helpers.tiny_config(train__distill_steps=3)
+  found = [steps.head_is_trained(config, taken) for taken in range(6)]
+  assert found == [False, False, False, False, True, True]
+  joint = model_helpers.tiny_config(train__joint=True)
+  assert [steps.head_is_trained(joint, n) for n in (0, 1)] == [False, True]
+  assert not steps.head_is_trained(
+    model_helpers.tiny_config(head__kind='none'), 30
+  )
