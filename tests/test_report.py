@@ -434,6 +434,20 @@ def _wait_for_texts(page, selector, texts):
   expect(page.locator(selector)).to_have_text(texts, timeout=30_000)
 
 
+def _wait_for_focus(page, name):
+  """A dialog gives the focus back a moment after it is closed."""
+  page.wait_for_function(
+    '(name) => (document.activeElement.ariaLabel ?? "").startsWith(name)',
+    arg=name,
+  )
+
+
+def _wait_for_count(page, selector, count):
+  from playwright.sync_api import expect
+
+  expect(page.locator(selector)).to_have_count(count, timeout=30_000)
+
+
 def _names(page):
   return page.eval_on_selector_all(
     '#cards li', 'all => all.map(x => x.ariaLabel.split(",")[0])'
@@ -459,7 +473,8 @@ def test_images_are_shown_and_names_stay_text(open_page, site):
     and page.locator('#cards img[onerror]').count() == 0
   )
   page.fill('#search', 'onerror')
-  assert page.locator('#cards li').count() == 1
+  _wait_for_count(page, '#cards li', 1)
+  page.wait_for_selector('#cards .caption b')
   assert (
     page.locator('#cards .caption b').inner_text().endswith('&{{title}}.png')
   )
@@ -488,12 +503,14 @@ def test_filters_for_missed_and_false_alarms(open_page, site):
   _wait_for_texts(page, '#cards .badge', ['false alarm'] * 4)
   page.select_option('#category', label='a')
   _wait_for_texts(page, '#status', ['2 of 16 images.'])
-  assert page.locator('#cards li').count() == 2
+  _wait_for_count(page, '#cards li', 2)
 
 
-def _opacity(page, selector):
-  return page.locator(selector).first.evaluate(
-    'x => Number(getComputedStyle(x).opacity)'
+def _wait_for_opacity(page, selector, opacity):
+  page.wait_for_function(
+    '([selector, opacity]) => Number(getComputedStyle('
+    'document.querySelector(selector)).opacity) == opacity',
+    arg=[selector, opacity],
   )
 
 
@@ -511,9 +528,9 @@ def test_the_slider_by_keyboard(open_page, site):
   for stop, name in enumerate(('map', 'outline', 'ground truth')):
     page.keyboard.press('ArrowRight')
     assert view.get_attribute('aria-valuetext') == name
-    found = [_opacity(page, f'#cards {layer}') for layer in layers]
-    assert found == [float(i == stop) for i in range(3)]
-  assert page.locator('#cards .shades[src]').count() == 4
+    for index, layer in enumerate(layers):
+      _wait_for_opacity(page, f'#cards {layer}', float(index == stop))
+  _wait_for_count(page, '#cards .shades[src]', 4)
   page.keyboard.press('Shift+ArrowLeft')
   assert (
     view.get_attribute('aria-valuetext') == 'between outline and ground truth'
@@ -533,8 +550,7 @@ def test_cards_and_dialog_by_keyboard(open_page, site):
   page.keyboard.press('ArrowRight')
   page.keyboard.press('ArrowRight')
   names = _names(page)
-  focused = page.evaluate('document.activeElement.ariaLabel')
-  assert focused.startswith(names[2])
+  _wait_for_focus(page, names[2])
   page.keyboard.press('Enter')
   _wait_for_texts(page, '#dialog-title', [names[2]])
   page.keyboard.press('ArrowRight')
@@ -544,10 +560,10 @@ def test_cards_and_dialog_by_keyboard(open_page, site):
   _wait_for_texts(page, '#dialog-title', [names[3]])
   assert page.locator('#dialog-view').get_attribute('aria-valuetext') == 'map'
   page.keyboard.press('Escape')
-  assert not page.locator('#dialog').is_visible()
-  assert page.evaluate('document.activeElement.ariaLabel').startswith(names[3])
+  page.wait_for_selector('#dialog', state='hidden')
+  _wait_for_focus(page, names[3])
   page.keyboard.press('End')
-  assert page.evaluate('document.activeElement.ariaLabel').startswith(names[-1])
+  _wait_for_focus(page, names[-1])
 
 
 def test_a_phone_needs_no_sideways_scroll(open_page, site):
@@ -555,6 +571,7 @@ def test_a_phone_needs_no_sideways_scroll(open_page, site):
   page.wait_for_selector('#cards .base')
   assert page.evaluate('document.documentElement.scrollWidth') == 360
   page.locator('#cards li').first.click()
+  page.wait_for_selector('#dialog', state='visible')
   box = page.locator('#dialog').bounding_box()
   assert box['x'] >= 0 and box['x'] + box['width'] <= 360
   assert page.locator('#dialog').evaluate('x => x.scrollWidth <= x.clientWidth')
