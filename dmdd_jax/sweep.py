@@ -5,8 +5,9 @@ is finished is not run again, an interrupted one goes on from its checkpoint.
 
 Synopsis:
 
-  table = sweep.run('configs/mvtec.py', ('screw',), seeds=(0, 1, 2),
+  found = sweep.run('configs/mvtec.py', ('screw',), seeds=(0, 1, 2),
                     workdir='runs/sweep', processes=2)
+  table = sweep.write_summary(found, 'runs/sweep')
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ def run(
   workdir: str,
   processes: int = 1,
   overrides: Sequence[str] = (),
-) -> str:
+) -> dict[int, dict[str, Any]]:
   """Runs every pair that is not finished, then writes the tables.
 
   Args:
@@ -49,7 +50,7 @@ def run(
     overrides: more arguments, e.g. '--config.train.batch_size=8'.
 
   Returns:
-    The table as Markdown: mean and standard deviation over seeds, per cent.
+    {seed: {category: results}}.
 
   Raises:
     SweepError: a run failed; the others are finished and written first.
@@ -79,26 +80,28 @@ def run(
         found.setdefault(seed, {})[category] = json.load(file)
   for seed, rows in found.items():
     results_lib.write_tables(rows, os.path.join(workdir, f'seed_{seed}'))
-  table = write_summary(found, workdir) if found else ''
+  if found:
+    write_summary(found, workdir)
   if failed:
     logs = ', '.join(f'{workdir}/seed_{s}/{c}.log' for s, c in failed)
     raise SweepError(f'{len(failed)} of {len(pairs)} runs failed; see {logs}')
-  return table
+  return found
 
 
 def summarize(
   found: Mapping[int, Mapping[str, Mapping[str, Any]]],
+  columns: Sequence[str] = results_lib.TABLE_COLUMNS,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """Mean and standard deviation (n - 1) over seeds.
 
   Args:
     found: {seed: {category: results}}.
+    columns: which metrics, nested ones by their path, 'maps_mean/au_pro'.
 
   Returns:
     {category: {metric: {'mean', 'std', 'seeds'}}}; the row 'mean' is of the
     means over categories, seed by seed. A metric undefined in one run is NaN.
   """
-  columns = results_lib.TABLE_COLUMNS
   values: dict[str, dict[str, list[float]]] = {}
   for rows in found.values():
     flat = {c: results_lib.flatten(metrics) for c, metrics in rows.items()}
@@ -126,7 +129,11 @@ def summarize(
 def write_summary(
   found: Mapping[int, Mapping[str, Mapping[str, Any]]], workdir: str
 ) -> str:
-  """Writes results.json, .csv and .md of a sweep; returns the Markdown."""
+  """Writes results.json, .csv and .md of a sweep.
+
+  Returns:
+    The table as Markdown: mean and standard deviation over seeds, per cent.
+  """
   summary = summarize(found)
   columns = [c for c in results_lib.TABLE_COLUMNS if c in summary['mean']]
   lines = [
@@ -135,7 +142,7 @@ def write_summary(
   ]
   sheet = [','.join(['category', 'metric', 'mean', 'std', 'seeds'])]
   for category, row in summary.items():
-    cells = [_percent(row[c]) if c in row else '' for c in columns]
+    cells = [percent(row[c]) if c in row else '' for c in columns]
     seeds = max((cell['seeds'] for cell in row.values()), default=0)
     lines.append('| ' + ' | '.join([category, str(seeds), *cells]) + ' |')
     for metric, cell in row.items():
@@ -154,7 +161,8 @@ def _number(value: Any) -> float:
   return math.nan if value is None else float(value)
 
 
-def _percent(cell: Mapping[str, float]) -> str:
+def percent(cell: Mapping[str, float]) -> str:
+  """A cell of `summarize` in per cent, '97.50 ± 0.31'."""
   text = f'{100 * cell["mean"]:.2f}'
   if math.isnan(cell['std']):
     return text

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   if not categories:
     config = runpy.run_path(_CONFIG.value)['get_config']()
     categories = config.data.category.split(',')
-  table = sweep.run(
+  found = sweep.run(
     _CONFIG.value,
     categories,
     seeds=[int(seed) for seed in _SEEDS.value],
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     processes=_PROCESSES.value,
     overrides=argv[1:],
   )
-  print(table)
+  print(sweep.write_summary(found, _WORKDIR.value))
 
 
 if __name__ == '__main__':

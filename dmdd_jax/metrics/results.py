@@ -34,7 +34,7 @@ METRICS = (
 
 
 # Nested dicts of metrics, whose entries get columns as maps_mean/pixel_auroc.
-_NESTED = ('maps_mean', 'at_threshold', 'native', 'model')
+_NESTED = ('maps_mean', 'at_threshold', 'native', 'model', 'validation')
 # The columns of the Markdown table, for reading; the other files have all.
 TABLE_COLUMNS = (
   *(f'image_{name}' for name in _RANKING[:3]),

@@ -1,0 +1,103 @@
+"""Comparisons on a small budget: `configs/ablation.py:COMPARISON/VARIANT`.
+
+128 x 128, batch 8, minutes a run on one core: enough to rank, not to quote.
+`tools/ablate.py` runs comparisons over categories and seeds and tabulates them.
+A variant names the fields in which it differs from the base; `{}` is the base,
+which is trained once for all comparisons.
+"""
+
+import ml_collections
+
+from configs import mvtec
+
+# The budget that all variants share, on top of configs/mvtec.py.
+BUDGET = {
+  'data.image_size': 128,
+  'train.batch_size': 8,
+  'train.total_steps': 450,
+  'train.distill_steps': 300,
+  'train.checkpoint_every': 450,
+}
+
+COMPARISONS = {
+  'trunk': {
+    'reverse': {},
+    'encoder': {'student.trunk': 'encoder'},
+    'encoder_decoder': {'student.trunk': 'encoder_decoder'},
+  },
+  'losses': {
+    'ngm_and_aim': {},
+    'ngm_alone': {'loss.aim_weight': 0.0},
+    'aim_alone': {'loss.ngm_weight': 0.0},
+  },
+  'aim': {
+    'match_mask': {},
+    'margin': {'loss.aim': 'margin'},
+    'target_normal': {'loss.aim_target': 'normal'},
+    'weight_03': {'loss.aim_weight': 0.3},
+    'stopped_gradient': {'student.stop_abnormality_gradient': True},
+    'deeper_branches': {'student.extra_convs': 1},
+  },
+  'head': {
+    'multi_perception': {},
+    'no_channel_attention': {'head.channel_attention': False},
+    'no_spatial_attention': {'head.spatial_attention': False},
+    'feature_products': {'head.input': 'products'},
+    'destseg': {'head.kind': 'destseg'},
+    'head_alone': {'head.maps_weight': 0.0},
+  },
+  'synthesis': {
+    'default': {},
+    'no_clean_pairs': {'synthesis.clean_share': 0.0},
+    'no_large_regions': {'synthesis.region_share': 0.0},
+    'textures_only': {'synthesis.self_share': 0.0},
+    'texture_augment': {'synthesis.texture_augment': True},
+    'foreground': {'synthesis.foreground': 'otsu'},
+    'opacity_05': {'synthesis.opacity_max': 0.5},
+    'no_turns': {'per_category': {}},
+  },
+  'optimiser': {
+    'adam_2e-3': {},
+    'adam_5e-3': {'train.student.learning_rate': 5e-3},
+    'adam_1e-3': {'train.student.learning_rate': 1e-3},
+    'b1_0.9': {'train.student.b1': 0.9},
+    'no_clipping': {'train.student.clip_norm': 0.0},
+    'constant_rate': {'train.student.schedule': 'constant'},
+    'sgd_0.4': {
+      'train.student.kind': 'sgd',
+      'train.student.learning_rate': 0.4,
+      'train.student.b1': 0.9,
+    },
+  },
+  # Fields of `eval` alone: the base's checkpoints are evaluated again.
+  'score': {
+    'mean_of_100': {},
+    'maximum': {'eval.score_top_pixels': 1},
+    'mean_of_25': {'eval.score_top_pixels': 25},
+    'smoothed_2': {'eval.smoothing_sigma': 2.0},
+    'smoothed_4': {'eval.smoothing_sigma': 4.0},
+  },
+}
+
+
+def get_config(name: str = 'trunk/reverse') -> ml_collections.ConfigDict:
+  """Returns the configuration of 'COMPARISON/VARIANT'.
+
+  Raises:
+    ValueError: there is none of this name; the message lists those there are.
+  """
+  comparison, _, variant = name.partition('/')
+  changes = COMPARISONS.get(comparison, {}).get(variant)
+  if changes is None:
+    names = [f'{c}/{v}' for c, row in COMPARISONS.items() for v in row]
+    raise ValueError(
+      f'unknown comparison {name!r}; choose one of {", ".join(names)}'
+    )
+  config = mvtec.get_config('screw')
+  for field, value in {**BUDGET, **changes}.items():
+    *path, last = field.split('.')
+    part = config
+    for key in path:
+      part = part[key]
+    part[last] = ml_collections.ConfigDict(value) if value == {} else value
+  return config

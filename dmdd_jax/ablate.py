@@ -1,0 +1,153 @@
+"""Comparisons of configs/ablation.py over categories and seeds, as tables.
+
+Synopsis:
+
+  text = ablate.run('trunk', ('screw',), seeds=(0, 1, 2),
+                    workdir='runs/ablation', processes=2)
+  ablate.write_section('docs/results.md', 'trunk', text)
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+from typing import Any
+
+from absl import logging
+
+from configs import ablation
+from dmdd_jax import evaluate
+from dmdd_jax import sweep
+from dmdd_jax.metrics import results as results_lib
+
+# The first two are what a choice may be made by: synthetic anomalies on
+# held-out normal images. The rest are of the test images, read at the end.
+COLUMNS = {
+  'validation/pixel_auroc': 'val. AUROC',
+  'validation/pixel_ap': 'val. AP',
+  'image_auroc': 'image AUROC',
+  'pixel_auroc': 'pixel AUROC',
+  'au_pro': 'AU-PRO',
+  'maps_mean/image_auroc': 'maps: image AUROC',
+  'maps_mean/pixel_auroc': 'maps: pixel AUROC',
+  'maps_mean/au_pro': 'maps: AU-PRO',
+}
+_BASE = 'base'
+
+
+def run(
+  comparison: str,
+  categories: Sequence[str],
+  *,
+  seeds: Sequence[int],
+  workdir: str,
+  processes: int = 1,
+  overrides: Sequence[str] = (),
+) -> str:
+  """Runs what is not finished of one comparison and tabulates all of it.
+
+  Args:
+    comparison: a key of `ablation.COMPARISONS`.
+    categories: names.
+    seeds: different numbers.
+    workdir: gets a folder per variant, and `base` for all comparisons.
+    processes: runs at a time.
+    overrides: more arguments of every run, e.g. '--config.data.root=D'.
+
+  Returns:
+    Markdown, a table per category: a row per variant, mean and standard
+    deviation over the seeds in per cent.
+
+  Raises:
+    ValueError: unknown comparison.
+    SweepError: a run failed.
+  """
+  if comparison not in ablation.COMPARISONS:
+    raise ValueError(
+      f'unknown comparison {comparison!r}; choose from'
+      f' {", ".join(ablation.COMPARISONS)}'
+    )
+  options = {'seeds': seeds, 'processes': processes, 'overrides': overrides}
+  summaries = {}
+  for variant, changes in ablation.COMPARISONS[comparison].items():
+    only_eval = all(field.startswith('eval.') for field in changes)
+    name = _BASE if only_eval else f'{comparison}-{variant}'
+    folder = os.path.join(workdir, name)
+    config = f'configs/ablation.py:{comparison}/{variant}'
+    if only_eval and changes:
+      found = _reevaluate(folder, variant, changes, categories, seeds)
+    else:
+      logging.info('%s: %s', config, folder)
+      found = sweep.run(config, categories, workdir=folder, **options)
+    summaries[variant] = sweep.summarize(found, tuple(COLUMNS))
+  return _tables(summaries, categories)
+
+
+def _reevaluate(
+  base: str,
+  variant: str,
+  changes: Mapping[str, Any],
+  categories: Sequence[str],
+  seeds: Sequence[int],
+) -> dict[int, dict[str, Any]]:
+  """The base's checkpoints under other fields of `eval`, calibrated anew."""
+  options = {k.removeprefix('eval.'): v for k, v in changes.items()}
+  found: dict[int, dict[str, Any]] = {}
+  for seed in seeds:
+    for category in categories:
+      folder = os.path.join(base, f'seed_{seed}', category)
+      output = os.path.join(folder, variant)
+      path = os.path.join(output, 'results.json')
+      if not os.path.exists(path):
+        evaluate.evaluate_workdir(
+          folder, output, eval_options=options, recalibrate=True
+        )
+      with open(path) as file:
+        results = json.load(file)
+      # It is of the base's own maps, not of these.
+      results.pop('validation')
+      found.setdefault(seed, {})[category] = results
+  return found
+
+
+def _tables(
+  summaries: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
+  categories: Sequence[str],
+) -> str:
+  lines = []
+  for category in categories:
+    lines += [
+      f'{category}:',
+      '',
+      '| ' + ' | '.join(['variant', 'seeds', *COLUMNS.values()]) + ' |',
+      '|---|' + '---:|' * (len(COLUMNS) + 1),
+    ]
+    for variant, summary in summaries.items():
+      row = summary[category]
+      seeds = max((cell['seeds'] for cell in row.values()), default=0)
+      cells = [sweep.percent(row[c]) if c in row else '' for c in COLUMNS]
+      lines.append('| ' + ' | '.join([variant, str(seeds), *cells]) + ' |')
+    lines.append('')
+  return '\n'.join(lines)
+
+
+def write_section(path: str | os.PathLike, name: str, text: str) -> None:
+  """Puts a text between two comments of a Markdown file.
+
+  Args:
+    path: of the file; created if it is not there.
+    name: of the section `<!-- ablation:NAME -->`, which is replaced, or
+      appended to the file.
+    text: Markdown.
+  """
+  first, last = f'<!-- ablation:{name} -->', f'<!-- /ablation:{name} -->'
+  page = ''
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      page = file.read()
+  section = f'{first}\n{text.strip()}\n{last}'
+  if first in page and last in page:
+    before, after = page.split(first, 1)[0], page.split(last, 1)[1]
+    page = before + section + after
+  else:
+    page = f'{page.rstrip()}\n\n{section}\n'.lstrip()
+  results_lib.write_text(os.fspath(path), page)

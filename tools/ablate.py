@@ -1,0 +1,50 @@
+"""Runs comparisons of configs/ablation.py and tabulates them.
+
+  python tools/ablate.py --comparisons trunk,losses --seeds 0,1,2 \
+    --categories screw,toothbrush --workdir runs/ablation --processes 2 \
+    --output docs/results.md -- --config.data.root=data/mvtec
+
+Arguments after `--` go to every run. The same command again runs what is left.
+"""
+
+import datetime
+import os
+
+from absl import flags
+
+from configs import ablation
+from dmdd_jax import ablate
+from dmdd_jax import cli
+
+_COMPARISONS = flags.DEFINE_list(
+  'comparisons', list(ablation.COMPARISONS), 'Which; all by default.'
+)
+_CATEGORIES = flags.DEFINE_list('categories', ['screw'], 'Categories.')
+_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder.', required=True)
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'Runs at a time.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Markdown file; default WORKDIR/results.md.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs, prints and writes a section per comparison."""
+  output = _OUTPUT.value or os.path.join(_WORKDIR.value, 'results.md')
+  for comparison in _COMPARISONS.value:
+    table = ablate.run(
+      comparison,
+      _CATEGORIES.value,
+      seeds=[int(seed) for seed in _SEEDS.value],
+      workdir=_WORKDIR.value,
+      processes=_PROCESSES.value,
+      overrides=argv[1:],
+    )
+    title = f'{comparison}, {datetime.date.today()}'
+    ablate.write_section(output, comparison, f'### {title}\n\n{table}')
+    print(f'{title}\n\n{table}')
+  print(f'results: {output}')
+
+
+if __name__ == '__main__':
+  cli.run(main)
