@@ -52,7 +52,7 @@ COMPARISONS = {
     'no_large_regions': {'synthesis.region_share': 0.0},
     'textures_only': {'synthesis.self_share': 0.0},
     'texture_augment': {'synthesis.texture_augment': True},
-    'foreground': {'synthesis.foreground': 'otsu'},
+    'no_foreground': {'per_category.screw.synthesis.foreground': 'off'},
     'opacity_05': {'synthesis.opacity_max': 0.5},
     'no_turns': {'per_category': {}},
   },

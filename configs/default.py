@@ -88,8 +88,9 @@ def _synthesis() -> ml_collections.ConfigDict:
   synthesis.region_share = 0.25
   synthesis.region_area_min = 0.02
   synthesis.region_area_max = 0.4
-  # Share of the anomalies filled from elsewhere in the same image.
-  synthesis.self_share = 0.25
+  # Share of the anomalies filled from elsewhere in the same image, from 1/64
+  # to 1/2 of its side away.
+  synthesis.self_share = 0.5
   # A pixel that would change by less than this in every channel is left as it
   # was, outside the mask.
   synthesis.min_contrast = 0.02

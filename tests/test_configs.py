@@ -227,7 +227,7 @@ def test_a_categorys_row_is_applied_and_nothing_else():
   for single, name in ((screw, 'screw'), (capsule, 'capsule')):
     assert single.data.category == name
     assert 'per_category' not in single
-    row = _flatten(mvtec.CATEGORIES[name])
+    row = _flatten({'synthesis': mvtec.CATEGORIES[name]})
     expected = {**_fields(config), 'data.category': name, **row}
     assert _fields(single) == expected
   assert screw.synthesis.rotate_90 and not capsule.synthesis.rotate_90

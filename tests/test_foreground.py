@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import default
 from configs import folder as folder_config
 from configs import mvtec
-from configs import mvtec_foreground
 from dmdd_jax.data import foreground
 from dmdd_jax.data import pipeline
 from dmdd_jax.data import records
@@ -229,18 +229,11 @@ def test_foregrounds_that_are_missing_are_said():
     _batches(None, foreground='otsu')
 
 
-def test_the_sourced_table_is_applied_by_its_config_alone():
-  plain = mvtec.get_config().per_category.to_dict()
-  assert not any(
-    'foreground' in row.get('synthesis', {}) for row in plain.values()
-  )
-  rows = mvtec_foreground.get_config('screw').per_category.to_dict()
-  assert rows['screw']['synthesis'] == {
-    **plain['screw']['synthesis'],
-    'foreground': 'otsu',
-  }
-  assert rows['carpet'] == plain['carpet']
-  assert set(mvtec.FOREGROUND) <= set(mvtec.CATEGORIES)
+def test_the_sourced_table_is_applied_by_mvtec_alone():
+  rows = mvtec.get_config().per_category
+  assert rows.screw.synthesis.foreground == 'otsu'
+  assert 'foreground' not in rows.carpet.synthesis
+  assert default.get_config().synthesis.foreground == 'off'
 
 
 @needs_data

@@ -324,9 +324,14 @@ def augment(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
 
 
 def _roll_from_elsewhere(normal: tf.Tensor, draws: Draws) -> tf.Tensor:
-  """Each image rolled by a quarter to three quarters of its side."""
+  """Each image rolled by 1/64 to 1/2 of its side, log-uniform, either way.
+
+  Far shifts bring other parts of the image, near ones displaced structure.
+  """
   size = normal.shape[1]
-  shift = tf.cast((0.25 + 0.5 * draws['shift']) * size, tf.int32)
+  turn = 2.0 * draws['shift'] - 1.0
+  distance = tf.pow(2.0, 5.0 * tf.abs(turn) - 6.0) * size
+  shift = tf.cast(tf.sign(turn) * tf.math.ceil(distance), tf.int32)
   positions = tf.range(size)[None, :]
   rows = tf.math.floormod(positions + shift[:, 0:1], size)
   columns = tf.math.floormod(positions + shift[:, 1:2], size)
