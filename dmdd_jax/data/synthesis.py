@@ -222,63 +222,46 @@ def perlin_noise(draws: Draws, size: int) -> tf.Tensor:
   angles = tf.reshape(draws['angles'], [-1, _GRID, _GRID]) * (2.0 * math.pi)
   fade_y, fade_x = (tf.gather(fade, level[:, i]) for i in range(2))
   slope_y, slope_x = (tf.gather(slope, level[:, i]) for i in range(2))
-  noise = tf.matmul(
-    tf.matmul(slope_y, tf.sin(angles)), fade_x, transpose_b=True
+  # The sum of two products as one product of stacked factors.
+  left = tf.concat(
+    [tf.matmul(slope_y, tf.sin(angles)), tf.matmul(fade_y, tf.cos(angles))],
+    axis=2,
   )
-  noise += tf.matmul(
-    tf.matmul(fade_y, tf.cos(angles)), slope_x, transpose_b=True
-  )
-  return math.sqrt(2.0) * noise
-
-
-def _rotate(
-  images: tf.Tensor,
-  angles: tf.Tensor,
-  fill_mode: str = 'CONSTANT',
-  quarters: tf.Tensor | None = None,
-) -> tf.Tensor:
-  """Rotates (B, S, S, C) about the centre by radians (B,), bilinear.
-
-  Outside the image stand zeros ('CONSTANT') or its mirror image ('REFLECT').
-  By so many `quarters` (B,) int32 of a turn more; these keep values exactly.
-  """
-  center = (images.shape[1] - 1) / 2.0
-  cos, sin = tf.cos(angles), tf.sin(angles)
-  if quarters is not None:
-    # From the table of their cosines: tf.cos(pi / 2) is not 0.
-    axis = tf.constant([1.0, 0.0, -1.0, 0.0])
-    c, s = tf.gather(axis, quarters), tf.gather(axis, (quarters + 3) % 4)
-    cos, sin = cos * c - sin * s, sin * c + cos * s
-  zero = tf.zeros_like(cos)
-  transforms = tf.stack(
-    [
-      cos,
-      -sin,
-      center - cos * center + sin * center,
-      sin,
-      cos,
-      center - sin * center - cos * center,
-      zero,
-      zero,
-    ],
-    axis=1,
-  )
-  return tf.raw_ops.ImageProjectiveTransformV3(
-    images=images,
-    transforms=transforms,
-    output_shape=images.shape[1:3],
-    interpolation='BILINEAR',
-    fill_mode=fill_mode,
-    fill_value=0.0,
-  )
+  right = tf.concat([fade_x, slope_x], axis=2)
+  return math.sqrt(2.0) * tf.matmul(left, right, transpose_b=True)
 
 
 def perlin_mask(draws: Draws, options: Options) -> tf.Tensor:
-  """Rotated, thresholded Perlin noise: (B, S, S, 1) bool; some are empty."""
-  noise = perlin_noise(draws, options.image_size)[..., None]
-  turn = 2.0 * draws['rotation'][:, 0] - 1.0
-  angles = turn * math.radians(options.rotation_degrees)
-  return _rotate(noise, angles) > options.threshold
+  """Rotated, thresholded Perlin noise: (B, S, S, 1) bool; some are empty.
+
+  The noise is read bilinearly at rotated positions, 0 outside the image. By
+  gathers, which XLA fuses with all around them; TF's own op takes twice as
+  long.
+  """
+  size = options.image_size
+  # One row and column of zeros before, two after, for what lies outside.
+  noise = perlin_noise(draws, size)
+  noise = tf.pad(noise, [[0, 0], [1, 2], [1, 2]])
+  padded = size + 3
+  turn = 2.0 * draws['rotation'] - 1.0
+  angles = turn[..., None] * math.radians(options.rotation_degrees)
+  cos, sin = tf.cos(angles), tf.sin(angles)
+  center = (size - 1) / 2.0
+  offset = tf.range(size, dtype=tf.float32) - center
+  y, x = offset[None, :, None], offset[None, None, :]
+  y, x = sin * x + cos * y, cos * x - sin * y
+  y, x = (tf.clip_by_value(v + (center + 1.0), 0.0, size + 1.0) for v in (y, x))
+  row, column = tf.cast(y, tf.int32), tf.cast(x, tf.int32)
+  first = tf.range(tf.shape(noise)[0])[:, None, None] * padded**2
+  corner = first + row * padded + column
+  flat = tf.reshape(noise, [-1])
+  top, top_right, bottom, bottom_right = (
+    tf.gather(flat, corner + step) for step in (0, 1, padded, padded + 1)
+  )
+  y, x = y - tf.cast(row, tf.float32), x - tf.cast(column, tf.float32)
+  top += x * (top_right - top)
+  bottom += x * (bottom_right - bottom)
+  return (top + y * (bottom - top) > options.threshold)[..., None]
 
 
 def region_mask(draws: Draws, options: Options) -> tf.Tensor:
@@ -319,24 +302,55 @@ def augment(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
   turn = draws['turn']
   angles = (2.0 * turn[:, 0] - 1.0) * math.radians(options.rotate_degrees)
   quarters = tf.cast(4.0 * turn[:, 1], tf.int32) * int(options.rotate_90)
-  turned = _rotate(images, angles, 'REFLECT', quarters)
-  return tf.clip_by_value(turned, 0.0, 1.0)
+  return tf.clip_by_value(_rotate(images, angles, quarters), 0.0, 1.0)
 
 
-def _roll_from_elsewhere(normal: tf.Tensor, draws: Draws) -> tf.Tensor:
-  """Each image rolled by 1/64 to 1/2 of its side, log-uniform, either way.
+def _rotate(
+  images: tf.Tensor, angles: tf.Tensor, quarters: tf.Tensor
+) -> tf.Tensor:
+  """Rotates (B, S, S, C) about the centre by radians (B,), bilinear, mirrored.
 
-  Far shifts bring other parts of the image, near ones displaced structure.
+  By so many `quarters` (B,) int32 of a turn more; these keep values exactly.
   """
-  size = normal.shape[1]
-  turn = 2.0 * draws['shift'] - 1.0
-  distance = tf.pow(2.0, 5.0 * tf.abs(turn) - 6.0) * size
+  center = (images.shape[1] - 1) / 2.0
+  cos, sin, zero = tf.cos(angles), tf.sin(angles), tf.zeros_like(angles)
+  # From the table of their cosines: tf.cos(pi / 2) is not 0.
+  axis = tf.constant([1.0, 0.0, -1.0, 0.0])
+  c, s = tf.gather(axis, quarters), tf.gather(axis, (quarters + 3) % 4)
+  cos, sin = cos * c - sin * s, sin * c + cos * s
+  x = center - cos * center + sin * center
+  y = center - sin * center - cos * center
+  return tf.raw_ops.ImageProjectiveTransformV3(
+    images=images,
+    transforms=tf.stack([cos, -sin, x, sin, cos, y, zero, zero], axis=1),
+    output_shape=images.shape[1:3],
+    interpolation='BILINEAR',
+    fill_mode='REFLECT',
+    fill_value=0.0,
+  )
+
+
+def _fill_from_elsewhere(
+  filling: tf.Tensor, normal: tf.Tensor, draws: Draws, share: float
+) -> tf.Tensor:
+  """Replaces a share of the fillings by the image itself, moved.
+
+  It is rolled by 1/64 to 1/2 of its side either way, log-uniform: far shifts
+  bring other parts of the object, near ones displace its structure.
+  """
+  rows = tf.where(draws['kind'][:, 2] < share)
+  image, shift = (tf.gather_nd(x, rows) for x in (normal, draws['shift']))
+  image = tf.cast(tf.round(255.0 * image), tf.uint8)
+  turn = 2.0 * shift - 1.0
+  distance = tf.pow(2.0, 5.0 * tf.abs(turn) - 6.0) * normal.shape[1]
   shift = tf.cast(tf.sign(turn) * tf.math.ceil(distance), tf.int32)
-  positions = tf.range(size)[None, :]
-  rows = tf.math.floormod(positions + shift[:, 0:1], size)
-  columns = tf.math.floormod(positions + shift[:, 1:2], size)
-  normal = tf.gather(normal, rows, axis=1, batch_dims=1)
-  return tf.gather(normal, columns, axis=2, batch_dims=1)
+  # One by one: it copies whole stretches, a batched gather copies pixels.
+  moved = tf.map_fn(
+    lambda pair: tf.roll(pair[0], -pair[1], (0, 1)),
+    (image, shift),
+    fn_output_signature=tf.TensorSpec(normal.shape[1:], tf.uint8),
+  )
+  return tf.tensor_scatter_nd_update(filling, rows, moved)
 
 
 def synthesize(
@@ -371,15 +385,13 @@ def synthesize(
       draws['augment_values'],
     )
     texture = tf.cast(tf.round(255.0 * texture), tf.uint8)
-  return _paint(
-    normal,
-    texture,
-    _roll_from_elsewhere(normal, draws) if options.self_share else normal,
-    perlin_mask(draws, options),
-    {name: draws[name] for name in ('kind', 'shape', 'opacity')},
-    options,
-    None if foreground is None else _allowed(foreground),
-  )
+  if options.self_share > 0.0:
+    texture = _fill_from_elsewhere(texture, normal, draws, options.self_share)
+  used = ('scale', 'angles', 'rotation', 'kind', 'shape')
+  mask = _draw_masks({name: draws[name] for name in used}, options)
+  if foreground is not None:
+    mask = tf.logical_and(mask, _allowed(foreground))
+  return _paint(normal, texture, mask, draws['opacity'], options)
 
 
 def _allowed(foreground: tf.Tensor) -> tf.Tensor:
@@ -393,29 +405,37 @@ def _allowed(foreground: tf.Tensor) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _paint(
-  normal: tf.Tensor,
-  texture: tf.Tensor,
-  elsewhere: tf.Tensor,
-  mask: tf.Tensor,
-  draws: Draws,
-  options: Options,
-  allowed: tf.Tensor | None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """The elementwise part of `synthesize`, fused by XLA."""
+def _draw_masks(draws: Draws, options: Options) -> tf.Tensor:
+  """Where the anomalies are, (B, S, S, 1) bool: blobs, regions or nowhere.
+
+  Compiled apart from `_paint`, into which XLA would else fuse it, and draw the
+  masks anew for each channel of the image.
+  """
   kind = draws['kind'][..., None, None, None]
+  mask = perlin_mask(draws, options)
   if options.region_share > 0.0:
     region = region_mask(draws, options)
     mask = tf.where(kind[:, 0] < options.region_share, region, mask)
-  mask = tf.logical_and(mask, kind[:, 1] >= options.clean_share)
-  if allowed is not None:
-    mask = tf.logical_and(mask, allowed)
-  filling = tf.cast(texture, tf.float32) / 255.0
-  if options.self_share > 0.0:
-    filling = tf.where(kind[:, 2] < options.self_share, elsewhere, filling)
-  opacity = options.opacity_max * draws['opacity'][:, :, None, None]
-  blend = (1.0 - opacity) * filling + opacity * normal
-  change = tf.reduce_max(tf.abs(blend - normal), axis=-1, keepdims=True)
+  return tf.logical_and(mask, kind[:, 1] >= options.clean_share)
+
+
+@tf.function(jit_compile=True)
+def _paint(
+  normal: tf.Tensor,
+  filling: tf.Tensor,
+  mask: tf.Tensor,
+  opacity: tf.Tensor,
+  options: Options,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Paints uint8 fillings where masks say, and where they can be seen."""
+  filling = tf.cast(filling, tf.float32) / 255.0
+  opacity = options.opacity_max * opacity[:, :, None, None]
+  # This form cannot leave [0, 1] by rounding.
+  blend = filling + opacity * (normal - filling)
+  change = tf.abs(blend - normal)
+  # Not reduce_max: over an axis of three, XLA's takes four times as long.
+  red, green, blue = tf.split(change, 3, axis=-1)
+  change = tf.maximum(tf.maximum(red, green), blue)
   seen = tf.logical_and(change > 0.0, change >= options.min_contrast)
   mask = tf.logical_and(mask, seen)
   return tf.where(mask, blend, normal), tf.cast(mask, tf.float32)
