@@ -57,13 +57,21 @@ def _data() -> ml_collections.ConfigDict:
   data.generate = ''
   # The category, or a comma list; each is trained and evaluated by itself.
   data.category = ''
-  # Folder of texture images (DTD's `images`, or any), searched recursively.
-  # '' means procedural textures.
+  # Folder of texture images (DTD's `images`, or any), searched recursively;
+  # 'tfds:dtd', DTD as TensorFlow Datasets prepared it, in TFDS_DATA_DIR or
+  # ~/tensorflow_datasets; '' means procedural textures.
   data.textures = ''
   # At most this many textures are kept in memory.
   data.max_textures = 1000
-  # Images are resized to this square, in pixels; a multiple of 32.
+  # Images are resized to this square, in pixels; a multiple of 32 unless they
+  # are cut into tiles.
   data.image_size = 256
+  # For high resolution: the model sees square tiles of this side, a multiple of
+  # 32, in training and after; their maps are joined again. 0 is whole images.
+  data.tile_size = 0
+  # Share of its side that a tile has in common with the next, at least; 0 to
+  # 0.75. Without any, maps have seams.
+  data.tile_overlap = 0.25
   # What to do with an image that cannot be read: 'error' or 'skip'.
   data.on_bad_image = 'error'
   # Share of train/good held out for calibration, never trained on, and the
@@ -217,7 +225,8 @@ def _calibration() -> ml_collections.ConfigDict:
 
 def _eval() -> ml_collections.ConfigDict:
   evaluation = ml_collections.ConfigDict()
-  # Images at once, also when calibrating; it does not change the figures.
+  # Images, or tiles, at once, also when calibrating; it does not change the
+  # figures.
   evaluation.batch_size = 16
   # The image score is the mean of so many highest pixels of the map at
   # data.image_size; 1 is the maximum.

@@ -18,6 +18,7 @@ from absl import logging
 import jax
 import ml_collections
 import numpy as np
+from scipy import ndimage
 
 from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import checkpoint
@@ -30,20 +31,31 @@ from dmdd_jax import train_state
 from dmdd_jax import visualize
 from dmdd_jax.data import batches
 from dmdd_jax.data import layouts
+from dmdd_jax.data import loco
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import tiles
 from dmdd_jax.metrics import maps as maps_lib
+from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
 
 RESOLUTIONS = ('model', 'native')
 # Bytes of encoded thumbnails kept in memory; the rest goes to a file.
 _THUMBNAIL_BYTES = 2**26
+# False-positive rates up to which MVTec LOCO's sPRO is taken.
+_SPRO_LIMITS = {'spro': 0.3, 'spro_005': 0.05}
 _PIXEL_AT_THRESHOLD = ('pixel_precision', 'pixel_recall', 'pixel_f1')
 
 
 class Predictor:
-  """A model, its variables and its fusion behind one jitted function."""
+  """A model, its variables and its fusion behind one jitted function.
+
+  Attributes:
+    config: of the model.
+    mesh: of devices.
+    batch_size: images at once; it is lower where each has several tiles.
+  """
 
   def __init__(
     self,
@@ -51,11 +63,27 @@ class Predictor:
     mesh: jax.sharding.Mesh | None = None,
     batch_size: int | None = None,
   ):
+    """Makes the function.
+
+    Args:
+      config: of the model.
+      mesh: all devices by default.
+      batch_size: images, or tiles of images, that the function takes at once;
+        by default `config.eval.batch_size`.
+    """
     self.config = config
     self.mesh = sharding.make_mesh() if mesh is None else mesh
     # Padded rows make any batch divide over the devices.
-    size = batch_size or config.eval.batch_size
-    self.batch_size = math.ceil(size / self.mesh.size) * self.mesh.size
+    rows = batch_size or config.eval.batch_size
+    self._rows = math.ceil(rows / self.mesh.size) * self.mesh.size
+    self._tiled = len(tiles.make_grid(config.data)) > 1
+    size = config.data.image_size
+    self.batch_size = self.images_at_once((size, size))
+    if self._tiled:
+      # Smoothing comes after the tiles are put together.
+      config = config.copy_and_resolve_references()
+      with config.unlocked():
+        config.eval.smoothing_sigma = 0.0
     self._step = steps.make_predict_step(
       config, dmdd.from_config(config), self.mesh
     )
@@ -66,9 +94,62 @@ class Predictor:
     fusion: steps.Fusion,
     images: np.ndarray,
   ) -> steps.Prediction:
-    """Predicts (N, S, S, 3) uint8 images, N <= batch_size; numpy arrays."""
+    """Predicts (N, S, S, 3) uint8 images, N <= `images_at_once`; numpy arrays.
+
+    With tiles, S may be any side from that of a tile on.
+    """
+    if self._tiled:
+      return self._predict_tiled(state, fusion, images)
+    return self._predict_whole(state, fusion, images)
+
+  def images_at_once(self, shape: tuple[int, int]) -> int:
+    """How many images (H, W) fill the function's rows; at least one."""
+    return max(1, self._rows // len(tiles.make_grid(self.config.data, shape)))
+
+  def _predict_tiled(
+    self,
+    state: train_state.TrainState,
+    fusion: steps.Fusion,
+    images: np.ndarray,
+  ) -> steps.Prediction:
+    """Predicts images (N, H, W, 3) tile by tile, never one as a whole."""
+    options = self.config.eval
+    grid = tiles.make_grid(self.config.data, images.shape[1:3])
+    probability, maps_mean = np.zeros((2, *images.shape[:3]), np.float32)
+    places = [
+      (n, tile) for n in range(len(images)) for tile in range(len(grid))
+    ]
+    for start in range(0, len(places), self._rows):
+      some = places[start : start + self._rows]
+      parts = np.stack([grid.cut(images[n], tile) for n, tile in some])
+      found = self._predict_whole(state, fusion, parts)
+      for row, (n, tile) in enumerate(some):
+        grid.add(probability[n], tile, found.probability[row])
+        grid.add(maps_mean[n], tile, found.maps_mean[row])
+    if options.smoothing_sigma:
+      for anomaly_map in (*probability, *maps_mean):
+        ndimage.gaussian_filter(  # As `steps.smooth` does it.
+          anomaly_map, options.smoothing_sigma, output=anomaly_map
+        )
+    fused = np.asarray(fusion(probability, maps_mean), np.float32)
+    scores = [
+      np.array(
+        [map_files.top_mean(m, options.score_top_pixels) for m in maps],
+        np.float32,
+      )
+      for maps in (fused, maps_mean)
+    ]
+    return steps.Prediction(fused, scores[0], maps_mean, scores[1], probability)
+
+  def _predict_whole(
+    self,
+    state: train_state.TrainState,
+    fusion: steps.Fusion,
+    images: np.ndarray,
+  ) -> steps.Prediction:
+    """Predicts (N, S, S, 3) of the model's input side, N <= rows."""
     count = len(images)
-    rows = {'image': batches.pad_rows(images, self.batch_size)}
+    rows = {'image': batches.pad_rows(images, self._rows)}
     rows = sharding.to_global(self.mesh, rows)
     found = self._step(train_state.variables(state), fusion, rows['image'])
     return jax.tree.map(lambda x: np.asarray(x)[:count], found)
@@ -94,7 +175,7 @@ def predict_images(
   images: np.ndarray,
 ) -> steps.Prediction:
   """Predicts any number of uint8 images (N, S, S, 3), N >= 1."""
-  rows = predictor.batch_size
+  rows = predictor.images_at_once(images.shape[1:3])
   found = [
     predictor(state, fusion, images[i : i + rows])
     for i in range(0, len(images), rows)
@@ -166,6 +247,8 @@ def evaluate(
     )
     metrics = _measure(config, calibration, records, scores, stores)
     store = stores[config.eval.resolutions[0], 'map']
+    if config.data.name == loco.NAME:
+      _add_spro(metrics, config.data, records, store.maps)
     if maps is not None:
       _write_maps(maps, config.data.category, records, store)
     if pictures is not None:
@@ -179,6 +262,56 @@ def evaluate(
       except Exception:  # Hours of training must not end for a picture.
         logging.exception("%s: the report's data were not written", report)
   return metrics
+
+
+def _add_spro(
+  metrics: dict[str, Any],
+  data: ml_collections.ConfigDict,
+  records: Sequence[records_lib.Record],
+  maps: Sequence[np.ndarray],
+) -> None:
+  """Adds MVTec LOCO's sPRO: of both kinds of anomalies, and their mean.
+
+  NaN, with the reason under `undefined`, without what it needs.
+  """
+  reason = 'no such anomalies in the test'
+  found = dict.fromkeys(_SPRO_LIMITS, math.nan)
+  try:
+    kinds = loco.read_config(data.root, data.category)
+    parts = {
+      defect.removesuffix('_anomalies'): _spro(defect, kinds, records, maps)
+      for defect in loco.DEFECTS
+    }
+    for index, name in enumerate(_SPRO_LIMITS):
+      values = {f'{name}_{kind}': part[index] for kind, part in parts.items()}
+      found |= {name: float(np.mean(list(values.values()))), **values}
+  except (records_lib.MissingDataError, records_lib.DatasetError) as error:
+    logging.warning('sPRO is null: %s', error)
+    reason = str(error)
+  undefined = {k: reason for k, value in found.items() if math.isnan(value)}
+  metrics.update(found)
+  if undefined:
+    metrics['undefined'] = metrics.get('undefined', {}) | undefined
+
+
+def _spro(
+  defect: str,
+  kinds: Mapping[int, Mapping[str, Any]],
+  records: Sequence[records_lib.Record],
+  maps: Sequence[np.ndarray],
+) -> list[float]:
+  """sPRO of one kind of anomalies and the good images, at the masks' sizes.
+
+  As MVTec LOCO's evaluation code has it; saturation areas count pixels there.
+  """
+  regions = []
+  with results_lib.MapStore() as native:
+    for record, anomaly_map in zip(records, maps, strict=True):
+      if record.defect in (defect, records_lib.GOOD):
+        mask = records_lib.native_mask(record)
+        native.append(map_files.resize_map(anomaly_map, mask.shape), mask)
+        regions.append(loco.read_regions(record, kinds))
+    return region.spro(native.maps, regions, tuple(_SPRO_LIMITS.values()))
 
 
 def _write_maps(

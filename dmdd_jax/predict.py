@@ -31,6 +31,7 @@ from dmdd_jax import train_state
 from dmdd_jax import visualize
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import tiles
 from dmdd_jax.metrics import results as results_lib
 
 MAP_FORMATS = ('tiff', 'npy', 'none')
@@ -55,6 +56,9 @@ class Result:
 class Inspector:
   """A trained model that can be called from any thread.
 
+  An image of any size is resized to `data.image_size` and, where the model sees
+  tiles, predicted tile by tile.
+
   Attributes:
     config: of the training.
     calibration: thresholds and scales from held-out normal images.
@@ -72,17 +76,21 @@ class Inspector:
     # Scores must not depend on the machine's device count: one device.
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     self._state = sharding.replicate(mesh, state)
-    sizes = sorted({1, config.eval.batch_size})
-    self._predictors = {n: evaluate.Predictor(config, mesh, n) for n in sizes}
-    side = config.data.image_size
-    for size, predictor in self._predictors.items():
-      blank = np.zeros((size, side, side, 3), np.uint8)
+    # One image alone is not to wait for the rows of a batch.
+    alone = min(len(tiles.make_grid(config.data)), config.eval.batch_size)
+    self._predictors = [
+      evaluate.Predictor(config, mesh, rows)
+      for rows in sorted({alone, config.eval.batch_size})
+    ]
+    side = tiles.input_side(config.data)
+    for predictor in self._predictors:
+      blank = np.zeros((1, side, side, 3), np.uint8)
       predictor(self._state, calibration.fusion, blank)
 
   @property
   def batch_size(self) -> int:
     """How many images run at once."""
-    return max(self._predictors)
+    return self._predictors[-1].batch_size
 
   def __call__(
     self, images: Sequence[str | os.PathLike | np.ndarray]
@@ -116,7 +124,7 @@ class Inspector:
   def _run(
     self, prepared: Sequence[tuple[np.ndarray, tuple[int, int]]]
   ) -> list[Result]:
-    predictor = self._predictors[1 if len(prepared) == 1 else self.batch_size]
+    predictor = self._predictors[0 if len(prepared) == 1 else -1]
     images = np.stack([image for image, _ in prepared])
     found = predictor(self._state, self.calibration.fusion, images)
     return [

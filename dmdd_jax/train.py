@@ -32,6 +32,8 @@ from dmdd_jax import visualize
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
+from dmdd_jax.data import textures as textures_lib
+from dmdd_jax.data import tiles
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
@@ -39,7 +41,6 @@ from dmdd_jax.models import dmdd
 # Synthetic pairs per held-out image for the validation score, and the least
 # number of pairs.
 _VALIDATION_REPEATS, _VALIDATION_MIN = 2, 16
-_PROCEDURAL_TEXTURES = 200
 
 
 class NonFiniteError(FloatingPointError):
@@ -50,13 +51,16 @@ class NonFiniteError(FloatingPointError):
 class TrainData:
   """What a training looks at; no test image is among it.
 
+  Where images are cut into tiles, N and M count tiles of side S.
+
   Attributes:
     images: (N, S, S, 3) uint8, trained on.
-    held_out: (K, S, S, 3) uint8, for calibration and validation, K >= 0.
+    held_out: (K, I, I, 3) uint8, whole images, for calibration and validation,
+      K >= 0.
     textures: (T, S, S, 3) uint8.
     dataset: the checked records; training looks at no image of its test part.
     foreground: (N, S, S, 1) uint8, where anomalies may be; None is anywhere.
-    held_out_foreground: (K, S, S, 1) uint8, likewise.
+    held_out_foreground: (M, S, S, 1) uint8, likewise.
   """
 
   images: np.ndarray
@@ -83,24 +87,14 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
   train, held_out = records_lib.split_holdout(
     good, data.holdout_fraction, data.holdout_min, config.seed
   )
-  size = data.image_size
-  if data.textures:
-    paths = records_lib.list_textures(data.textures)
-    textures = records_lib.load_textures(
-      paths, size, data.max_textures, config.seed
-    )
-    logging.info('%d textures from %s', len(textures), data.textures)
-  else:
-    logging.info(
-      'config.data.textures is not set: anomalies are filled with %d'
-      ' procedural textures',
-      _PROCEDURAL_TEXTURES,
-    )
-    textures = surfaces.procedural_textures(
-      _PROCEDURAL_TEXTURES, size, config.seed
-    )
-  images, _ = records_lib.load_arrays(train, size)
-  held, _ = records_lib.load_arrays(held_out, size)
+  textures = textures_lib.load(
+    data.textures,
+    tiles.input_side(data),
+    limit=data.max_textures,
+    seed=config.seed,
+  )
+  images, _ = records_lib.load_arrays(train, data.image_size)
+  held, _ = records_lib.load_arrays(held_out, data.image_size)
   logging.info(
     '%s: %d images to train on, %d held out, %d to test',
     data.category,
@@ -108,8 +102,10 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     len(held),
     len(dataset.test),
   )
+  if data.tile_size:
+    logging.info('each cut into %d tiles', len(tiles.make_grid(data)))
   return TrainData(
-    images,
+    tiles.split(data, images),
     held,
     textures,
     dataset,
@@ -126,7 +122,8 @@ def _foreground(
     return None
   from dmdd_jax.data import foreground  # Needs OpenCV, nothing else does.
 
-  return foreground.load(records, config.data.image_size, kind)
+  masks = foreground.load(records, config.data.image_size, kind)
+  return tiles.split(config.data, masks)
 
 
 class Trainer:
@@ -298,7 +295,7 @@ class Trainer:
       from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
 
       self._validation = pipeline.validation_pairs(
-        self.data.held_out,
+        tiles.split(self.config.data, self.data.held_out),
         self.data.textures,
         pipeline.options(self.config),
         seed=self.config.seed + 1,
@@ -400,6 +397,7 @@ def train_and_evaluate(
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError where a number would only be missed after hours."""
   evaluate.check_options(config.eval)
+  tiles.make_grid(config.data)
   train_state.make_optimizers(config)
   for field in (
     'total_steps',

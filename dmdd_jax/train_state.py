@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
 
 OPTIMIZERS = ('adam', 'sgd')
@@ -128,7 +129,7 @@ def create(
     teacher: 'params' and 'batch_stats' of the teacher; None leaves it at its
       random initialisation (for shapes, and for tests).
   """
-  initial = dmdd.init(model, rng, config.data.image_size)
+  initial = dmdd.init(model, rng, tiles.input_side(config.data))
   optimizers = make_optimizers(config)
   if teacher is None:
     teacher = {key: initial[key]['teacher'] for key in initial}

@@ -1,5 +1,7 @@
 """Fake data sets, a few small files in each layout."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -33,6 +35,21 @@ def _loco(root):
     truth = root / f'pushpins/ground_truth/{kind}/000'
     save(truth / '000.png', first)
     save(truth / '001.png', second)
+  config = [
+    {
+      'defect_name': 'relative',
+      'pixel_value': 255,
+      'saturation_threshold': 0.5,
+      'relative_saturation': True,
+    },
+    {
+      'defect_name': 'absolute',
+      'pixel_value': 130,
+      'saturation_threshold': 10,
+      'relative_saturation': False,
+    },
+  ]
+  (root / 'pushpins/defects_config.json').write_text(json.dumps(config))
   return 'pushpins', (3, 1, 2), {'logical_anomalies', 'structural_anomalies'}
 
 

@@ -1,18 +1,31 @@
-"""Each TFDS builder prepares a fake set offline, as tfds.testing asks."""
+"""Each TFDS builder prepares a fake set offline, and what it made trains."""
 
 import importlib
-import json
+import multiprocessing
 import os
 import pathlib
 import tarfile
 import tempfile
 
+import jax
 import layout_helpers
+import model_helpers
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from dmdd_jax import sharding
+from dmdd_jax import steps
 from dmdd_jax.data import layouts
+from dmdd_jax.data import pipeline
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import textures
+from dmdd_jax.models import dmdd
+
+DATA = os.environ.get('DMDD_TEST_DATA')
+needs_data = pytest.mark.skipif(
+  not DATA, reason='DMDD_TEST_DATA, the folder of real images, is not set'
+)
 
 
 def _mvtec(root):
@@ -22,27 +35,7 @@ def _mvtec(root):
   return 'bottle', (3, 1, 1), {'anomalous'}
 
 
-def _loco(root):
-  found = layout_helpers.SETS['mvtec_loco'](root)
-  config = [
-    {
-      'defect_name': 'relative',
-      'pixel_value': 255,
-      'saturation_threshold': 0.5,
-      'relative_saturation': True,
-    },
-    {
-      'defect_name': 'absolute',
-      'pixel_value': 130,
-      'saturation_threshold': 10,
-      'relative_saturation': False,
-    },
-  ]
-  (root / 'pushpins/defects_config.json').write_text(json.dumps(config))
-  return found
-
-
-TREES = {'mvtec_ad': _mvtec, **layout_helpers.SETS, 'mvtec_loco': _loco}
+TREES = {'mvtec_ad': _mvtec, **layout_helpers.SETS}
 
 
 def _builder(name):
@@ -58,13 +51,50 @@ def _prepare(name, category, manual, data_dir):
   return builder
 
 
+@pytest.fixture(scope='module')
+def train_once():
+  """A function that takes one step on examples; it is compiled once."""
+  config = model_helpers.tiny_config()
+  model = dmdd.from_config(config)
+  step = steps.make_train_steps(
+    config, model, sharding.make_mesh(jax.devices()[:1])
+  )['distill']
+  fillings = textures.load('', 32, limit=0, seed=0)
+
+  def train(examples):
+    images = [records_lib.resize_image(e['image'], 32) for e in examples]
+    options = pipeline.options(config)
+    (batch,) = pipeline.train_dataset(
+      np.stack(images), fillings, options, seed=0, batch_size=4, total_steps=1
+    ).as_numpy_iterator()
+    batch = {key: batch[key] for key in ('image', 'normal', 'mask')}
+    state, metrics = step(model_helpers.make_state(config, model), batch)
+    return int(state.step), float(metrics['loss'])
+
+  return train
+
+
+def _contents(folder):
+  """What stands in a folder, and when it was last changed."""
+  return {
+    path: (path.stat().st_mtime_ns, path.stat().st_size)
+    for path in [folder, *folder.rglob('*')]
+  }
+
+
 @pytest.mark.parametrize('name', TREES)
-def test_a_builder_gives_what_the_layout_lists(name, tmp_path):
+def test_a_builder_gives_what_the_layout_lists_and_it_trains(
+  name, tmp_path, train_once
+):
   # Sets usually unpack into a folder of their own.
-  root = tmp_path / 'manual' / 'the set'
+  root = tmp_path / 'mes données' / 'the set'
   root.mkdir(parents=True)
   category, counts, kinds = TREES[name](root)
-  builder = _prepare(name, category, tmp_path / 'manual', tmp_path / 'data')
+  for path in [root, *root.rglob('*')]:
+    path.chmod(0o555)  # Nothing is ever written beside the data.
+  before = _contents(root.parent)
+  builder = _prepare(name, category, root.parent, tmp_path / 'préparé')
+  assert _contents(root.parent) == before
   dataset = layouts.list_dataset(
     {'name': name, 'root': str(root), 'category': category}
   )
@@ -87,6 +117,51 @@ def test_a_builder_gives_what_the_layout_lists(name, tmp_path):
   if name == 'mvtec_loco':
     (areas, *_) = [e['saturation'] for e in examples if e['label']]
     np.testing.assert_allclose(areas, [0.5 * 4 * 16, 10.0])
+
+  trained = list(tfds.as_numpy(builder.as_dataset('train')))
+  step, loss = train_once(trained)
+  assert step == 1 and np.isfinite(loss)
+
+
+@needs_data
+@pytest.mark.parametrize('category', ['screw', 'toothbrush'])
+def test_links_to_some_of_the_real_images_train(category, tmp_path, train_once):
+  source = pathlib.Path(DATA) / 'mvtec' / category
+  target = tmp_path / 'manual' / category
+  dataset = records_lib.list_mvtec(source.parent, category)
+  defective = [r for r in dataset.test if r.label]
+  for record in (*dataset.train[:4], *defective[:2]):
+    for path in filter(None, (record.image, record.mask)):
+      link = target / os.path.relpath(path, source)
+      link.parent.mkdir(parents=True, exist_ok=True)
+      link.symlink_to(path)
+  builder = _prepare('mvtec_ad', category, tmp_path / 'manual', tmp_path / 'd')
+  trained, test = (
+    list(tfds.as_numpy(builder.as_dataset(s))) for s in ('train', 'test')
+  )
+  for example, record in zip(trained, dataset.train[:4], strict=True):
+    image = records_lib.read_image(record.image, None)
+    np.testing.assert_array_equal(example['image'], image)
+  for example, record in zip(test, defective[:2], strict=True):
+    mask = 255 * records_lib.read_mask(record.mask, None)
+    np.testing.assert_array_equal(example['mask'], mask)
+  step, loss = train_once(trained)
+  assert step == 1 and np.isfinite(loss)
+
+
+def _prepare_in_process(arguments):
+  builder = _prepare(*arguments)
+  return [e['filename'] for e in tfds.as_numpy(builder.as_dataset('train'))]
+
+
+def test_two_processes_prepare_the_same_set_at_once(tmp_path):
+  manual = tmp_path / 'manual'
+  manual.mkdir()
+  category, counts, _ = TREES['mpdd'](manual)
+  arguments = ('mpdd', category, str(manual), str(tmp_path / 'data'))
+  with multiprocessing.get_context('spawn').Pool(2) as pool:
+    first, second = pool.map(_prepare_in_process, [arguments] * 2, 1)
+  assert first == second and len(first) == counts[0]
 
 
 def test_an_archive_will_do(tmp_path):

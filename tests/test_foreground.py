@@ -213,15 +213,19 @@ def test_the_mask_is_that_without_foreground_where_the_object_is():
     np.testing.assert_array_equal(other['mask'], one['mask'] * inside[:1])
 
 
-@pytest.mark.parametrize('share', [0.0, 0.01, 0.99, 1.0])
-def test_a_foreground_that_failed_is_the_whole_image(share):
-  inside = np.zeros((4, SIZE * SIZE), np.uint8)
-  inside[:, : int(share * SIZE * SIZE)] = 1
-  inside = inside.reshape(4, SIZE, SIZE, 1)
-  free = _batches(inside, foreground='off')
-  kept = _batches(inside, foreground='otsu')
-  for one, other in zip(free, kept):
-    np.testing.assert_array_equal(other['mask'], one['mask'])
+@pytest.mark.parametrize('share', [0.0, 0.01, 0.03, 0.97, 0.99, 1.0])
+def test_a_foreground_that_failed_is_the_whole_image(
+  items, share, tmp_path, monkeypatch
+):
+  found = np.zeros(SIZE * SIZE, np.uint8)
+  found[: int(share * SIZE * SIZE)] = 1
+  found = found.reshape(SIZE, SIZE)
+  monkeypatch.setattr(foreground, 'compute', lambda image, kind: found)
+  failed = min(share, 1.0 - share) < 0.02
+  for _ in range(2):  # Computed, and from the cache.
+    masks = foreground.load(items, SIZE, 'otsu', str(tmp_path))
+    for mask in masks[..., 0]:
+      np.testing.assert_array_equal(mask, found | failed)
 
 
 def test_foregrounds_that_are_missing_are_said():

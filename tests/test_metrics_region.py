@@ -314,7 +314,7 @@ def test_spro_is_its_definition(share, case):
   maps, masks = case
 
   def saturate(area):
-    return max(1, region.saturation_area(area, share, True))
+    return max(1, int(share * area))
 
   regions = []
   for mask in masks:
@@ -338,12 +338,6 @@ def test_spro_overlapping_regions_by_hand():
   # after one of the two normal pixels.
   found = region.spro(maps, [[(a, 1), (b, 2)]], (1.0,))[0]
   assert found == pytest.approx(0.5 * 0.75 + 0.5 * 1)
-
-
-def test_saturation_area():
-  assert region.saturation_area(1000, 0.7, relative=True) == 700
-  assert region.saturation_area(1000, 400, relative=False) == 400
-  assert region.saturation_area(100, 400, relative=False) == 100
 
 
 def test_pro_per_image_is_the_published_loop():

@@ -31,12 +31,12 @@ def main(argv: list[str]) -> None:
   """Checks, prints and draws."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  from dmdd_jax.data import check  # After the flags: TensorFlow takes seconds.
+  from dmdd_jax.data import check
 
   report = check.check_category(_ROOT.value, _CATEGORY.value)
   print(check.format_report(report))
   if _SHEET.value:
-    from dmdd_jax.data import pipeline
+    from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
 
     config = _CONFIG.value
     check.write_sheet(

@@ -15,14 +15,17 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
+import typing
 
 import numpy as np
 from PIL import Image
 
 from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
-from dmdd_jax.data import surfaces
-from dmdd_jax.data import synthesis as synthesis_lib
+from dmdd_jax.data import textures as textures_lib
+
+if typing.TYPE_CHECKING:  # It needs TensorFlow, which only the sheet does.
+  from dmdd_jax.data import synthesis as synthesis_lib
 
 # A mask with fewer pixels, or a smaller share of them, is nearly empty: a slip
 # of the pen, or a defect that no figure at 256 pixels would see.
@@ -136,7 +139,7 @@ def write_sheet(
   path: str,
   root: str | os.PathLike,
   category: str,
-  options: synthesis_lib.Options,
+  options: 'synthesis_lib.Options',
   *,
   textures: str = '',
   seed: int = 0,
@@ -149,7 +152,7 @@ def write_sheet(
     root: the folder of the categories.
     category: the name of the category's folder.
     options: of the synthesis; `options.image_size` is a picture's side.
-    textures: a folder of textures; '' means procedural ones.
+    textures: as in `textures.load`.
     seed: of the choice of images and of the anomalies.
     count: of pairs.
 
@@ -161,7 +164,7 @@ def write_sheet(
   train = records_lib.list_mvtec(root, category).train
   train = records_lib.validate(train, 'skip')
   size = options.image_size
-  fillings = _fillings(textures, size, seed)
+  fillings = textures_lib.load(textures, size, limit=200, seed=seed)
   few = sorted(train, key=lambda record: files.draw(record.image, seed))
   images, _ = records_lib.load_arrays(few[:count], size)
   inside = None
@@ -189,14 +192,6 @@ def write_sheet(
   )
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   Image.fromarray(np.round(sheet * 255.0).astype(np.uint8)).save(path)
-
-
-def _fillings(textures: str, size: int, seed: int) -> np.ndarray:
-  """Textures of a folder, or procedural ones without a folder."""
-  if not textures:
-    return surfaces.procedural_textures(50, size, seed)
-  paths = records_lib.list_textures(textures)
-  return records_lib.load_textures(paths, size, 200, seed)
 
 
 def _below(folder: str, split: str) -> list[str]:

@@ -25,6 +25,8 @@ from dmdd_jax.data import records as records_lib
 KINDS = ('off', 'otsu', 'grabcut')
 _VERSION = 1  # Of what `compute` does; part of a cached mask's name.
 _GRABCUT_ROUNDS = 5
+# A foreground of a smaller or larger share of the image is no foreground.
+_MIN_SHARE, _MAX_SHARE = 0.02, 0.98
 
 
 def compute(image: np.ndarray, kind: str) -> np.ndarray:
@@ -91,7 +93,8 @@ def load(
     cache: a folder; None means dmdd_jax/foreground in the user's cache folder.
 
   Returns:
-    (N, size, size, 1) uint8 in {0, 1}, 1 on the object.
+    (N, size, size, 1) uint8 in {0, 1}, 1 on the object. One that covers under
+    2 or over 98 per cent of its image has failed: it is 1 everywhere.
 
   Raises:
     ValueError: another kind.
@@ -119,6 +122,7 @@ def load(
       folder,
     )
   shares = masks.mean(axis=(1, 2, 3))
+  masks[(shares < _MIN_SHARE) | (shares > _MAX_SHARE)] = 1
   logging.info(
     'foreground (%s): %.0f %% of the images on average',
     kind,

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from dmdd_jax.data import synthesis
+from dmdd_jax.data import tiles
 
 # Rounds of the shuffle's cipher. The default, 4, leaves most of a small set in
 # its order under a key of small numbers (seed 0); from 8 on it shuffles.
@@ -177,7 +178,7 @@ def options(config: ml_collections.ConfigDict) -> synthesis.Options:
     ValueError: a value out of its range, naming the field.
   """
   return synthesis.Options(
-    image_size=config.data.image_size, **config.synthesis
+    image_size=tiles.input_side(config.data), **config.synthesis
   )
 
 

@@ -23,6 +23,7 @@ is not there), `DatasetError` (what is there is no data set) and `BadImageError`
 from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
 import dataclasses
+import io
 import os
 
 from absl import logging
@@ -429,17 +430,22 @@ def _read_binary(path: str | os.PathLike) -> Image.Image:
 def _read(
   path: str | os.PathLike,
   convert: Callable[[Image.Image, str], Image.Image],
+  encoded: bytes | None = None,
 ) -> Image.Image:
-  """Decodes a file in full, upright, converted; all faults as BadImageError."""
+  """Decodes a file in full, upright, converted; all faults as BadImageError.
+
+  Where its content is at hand, `encoded`, the file itself is not looked at.
+  """
   path = os.fspath(path)
   try:
-    with Image.open(path) as file:
+    with Image.open(path if encoded is None else io.BytesIO(encoded)) as file:
       # A transposed copy no longer knows its format.
       return convert(ImageOps.exif_transpose(file), file.format)
   except FileNotFoundError:
     fault = 'no such file (or a link to a missing one)'
   except Image.UnidentifiedImageError:
-    fault = f'not an image Pillow knows ({os.path.getsize(path)} bytes)'
+    size = os.path.getsize(path) if encoded is None else len(encoded)
+    fault = f'not an image Pillow knows ({size} bytes)'
   # Pillow's decoders raise what they like on corrupt bytes: OSError,
   # SyntaxError, struct.error, IndexError, DecompressionBombError...
   except Exception as error:
@@ -580,18 +586,37 @@ def load_textures(
   textures = np.zeros((len(paths), size, size, 3), np.uint8)
 
   def fill(index: int) -> None:
-    try:
-      image = _read(paths[index], _to_rgb)
-    except BadImageError as error:
-      raise BadImageError(
-        f'Texture {error}. Remove it from the texture folder.'
-      ) from None
-    textures[index] = np.asarray(
-      ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    )
+    textures[index] = read_texture(paths[index], size)
 
   _map_threads(fill, range(len(paths)), num_threads)
   return textures
+
+
+def read_texture(
+  path: str, size: int, encoded: bytes | None = None
+) -> np.ndarray:
+  """Reads the largest square at an image's centre, resized.
+
+  Args:
+    path: the file.
+    size: height and width of the result.
+    encoded: the content of the file, where it is at hand; path is its name.
+
+  Returns:
+    uint8 (size, size, 3) in [0, 255].
+
+  Raises:
+    BadImageError: it cannot be read.
+  """
+  try:
+    image = _read(path, _to_rgb, encoded)
+  except BadImageError as error:
+    raise BadImageError(
+      f'Texture {error}. Remove it from the textures.'
+    ) from None
+  return np.asarray(
+    ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+  )
 
 
 # Small helpers.

@@ -51,8 +51,6 @@ _LATER_DRAWS = {
   'augment_values': texture_augment.VALUES,
 }
 FOREGROUNDS = ('off', 'otsu', 'grabcut')
-# A foreground of a smaller or larger share of the image is no foreground.
-_FOREGROUND_MIN, _FOREGROUND_MAX = 0.02, 0.98
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Of Threefry-2x32.
 
 
@@ -98,8 +96,8 @@ class Options:
   def __post_init__(self):
     if self.image_size < 32 or self.image_size % 32:
       raise ValueError(
-        'config.data.image_size must be a positive multiple of 32, is'
-        f' {self.image_size}'
+        'config.data.image_size (or .tile_size, if set) must be a positive'
+        f' multiple of 32, is {self.image_size}'
       )
     for name in (
       'opacity_max',
@@ -368,8 +366,7 @@ def synthesize(
     draws: of the B examples, from `draw`.
     options: what to synthesise.
     foreground: (B, S, S, 1) float32, turned like the images: above 0.5 an
-      anomaly may be. One that covers under 2 or over 98 per cent of its image
-      has failed, and that image is painted anywhere.
+      anomaly may be.
 
   Returns:
     The images (B, S, S, 3) float32 in [0, 1] and their masks (B, S, S, 1)
@@ -390,18 +387,8 @@ def synthesize(
   used = ('scale', 'angles', 'rotation', 'kind', 'shape')
   mask = _draw_masks({name: draws[name] for name in used}, options)
   if foreground is not None:
-    mask = tf.logical_and(mask, _allowed(foreground))
+    mask = tf.logical_and(mask, foreground > 0.5)
   return _paint(normal, texture, mask, draws['opacity'], options)
-
-
-def _allowed(foreground: tf.Tensor) -> tf.Tensor:
-  """Where anomalies may be, (B, S, S, 1) bool, from (B, S, S, 1) float."""
-  inside = foreground > 0.5
-  share = tf.reduce_mean(
-    tf.cast(inside, tf.float32), axis=(1, 2, 3), keepdims=True
-  )
-  failed = tf.logical_or(share < _FOREGROUND_MIN, share > _FOREGROUND_MAX)
-  return tf.logical_or(inside, failed)
 
 
 @tf.function(jit_compile=True)

@@ -360,7 +360,7 @@ def spro(maps, regions, limits=(0.3, 0.05)):
     maps: (N, H, W) floats or N arrays (H_i, W_i).
     regions: N sequences, empty for a good image, of pairs (mask, area): mask
       (H_i, W_i) in {0, 1} of one region, connected or not, which may overlap
-      others; area its saturation area in pixels, see `saturation_area`.
+      others; area its saturation area in pixels, see data/loco.py.
     limits: FPR limits in (0, 1].
 
   Returns:
@@ -403,21 +403,6 @@ def spro(maps, regions, limits=(0.3, 0.05)):
     weight -= total[np.searchsorted(scores, block.score)]
     sums.add(block._replace(weight=weight))
   return sums.result()
-
-
-def saturation_area(pixels, threshold, relative):
-  """The saturation area of a region as MVTec LOCO's defects_config.json means.
-
-  Args:
-    pixels: the region's own area in pixels.
-    threshold: the config's `saturation_threshold`.
-    relative: the config's `relative_saturation`: whether the threshold is a
-      share of the region's area, not a number of pixels.
-
-  Returns:
-    The area in pixels, at most the region's own.
-  """
-  return min(int(threshold * pixels) if relative else threshold, pixels)
 
 
 def aupimo(maps, masks=None, normal=None, bounds=(1e-5, 1e-4)):

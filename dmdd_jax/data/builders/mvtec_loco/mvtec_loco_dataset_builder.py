@@ -1,15 +1,12 @@
 """MVTec LOCO AD: https://www.mvtec.com/company/research/datasets/mvtec-loco"""
 
-import json
 from typing import Any
 
-from etils import epath
 import numpy as np
-from PIL import Image
 import tensorflow_datasets as tfds
 
-from dmdd_jax.data import files
 from dmdd_jax.data import layouts
+from dmdd_jax.data import loco
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data.builders import base
 
@@ -41,27 +38,6 @@ class Builder(base.LayoutBuilder):
     """Areas in pixels, in the order of the masks' names; none if good."""
     if record.mask is None:
       return {'saturation': []}
-    path = epath.Path(root) / self.builder_config.name / 'defects_config.json'
-    if not path.exists():
-      raise records_lib.MissingDataError(f'found no file {path}')
-    kinds = {k['pixel_value']: k for k in json.loads(path.read_text())}
-    return {'saturation': [_area(m, kinds) for m in _masks(record.mask)]}
-
-
-def _masks(path: str) -> tuple[str, ...]:
-  return files.images(path) if epath.Path(path).is_dir() else (path,)
-
-
-def _area(path: str, kinds: dict[int, dict[str, Any]]) -> float:
-  """The saturation area of one mask, by the value of its pixels."""
-  with Image.open(path) as image:
-    values = np.asarray(image)
-  kind = kinds.get(int(values.max()))
-  if kind is None:
-    raise records_lib.DatasetError(
-      f'{path}: defects_config.json has no pixel value {values.max()}'
-    )
-  area, threshold = np.count_nonzero(values), kind['saturation_threshold']
-  if kind['relative_saturation']:
-    return float(threshold * area)
-  return float(min(threshold, area))
+    kinds = loco.read_config(root, self.builder_config.name)
+    regions = loco.read_regions(record, kinds)
+    return {'saturation': [float(area) for _, area in regions]}

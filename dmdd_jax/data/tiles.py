@@ -1,0 +1,129 @@
+"""Overlapping tiles of large images, and maps of tiles made whole again.
+
+The model sees a square of `data.tile_size` pixels at a time. Tiles are spread
+evenly, so that none sticks out of an image whose side is no multiple of
+theirs. A tile counts most in its middle and fades towards its edges (raised
+cosine); at every pixel the weights of all tiles sum to one, so that there is no
+seam, and a map that all tiles agree on comes out as it is.
+
+Synopsis:
+
+  grid = tiles.make_grid(config.data)
+  parts = [grid.cut(image, tile) for tile in range(len(grid))]
+  whole = np.zeros(grid.shape, np.float32)
+  for tile, part in enumerate(parts):
+    grid.add(whole, tile, predict(part))
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import numpy as np
+
+_MAX_OVERLAP = 0.75  # Every pixel in 16 tiles.
+
+
+class Grid:
+  """Where the tiles lie in images of one size.
+
+  Attributes:
+    shape: (height, width) of an image.
+    side: of a tile.
+    corners: the (y, x) of each tile's first pixel.
+  """
+
+  def __init__(self, shape: tuple[int, int], side: int, overlap: float):
+    """Spreads as few tiles as `overlap` allows.
+
+    Args:
+      shape: (height, width), each at least `side`.
+      side: of a tile, in pixels.
+      overlap: share of its side that a tile has in common with the next, at
+        least; in [0, 0.75].
+    """
+    self.shape, self.side = shape, side
+    rows, columns = (_starts(length, side, overlap) for length in shape)
+    self.corners = tuple((y, x) for y in rows for x in columns)
+    down, across = (
+      _weights(length, side, starts)
+      for length, starts in zip(shape, (rows, columns))
+    )
+    self._weights = [(v, h) for v in down for h in across]
+
+  def __len__(self) -> int:
+    return len(self.corners)
+
+  def cut(self, image: np.ndarray, tile: int) -> np.ndarray:
+    """The view (side, side, ...) of an image (H, W, ...) that a tile is."""
+    y, x = self.corners[tile]
+    return image[y : y + self.side, x : x + self.side]
+
+  def add(self, whole: np.ndarray, tile: int, values: np.ndarray) -> None:
+    """Adds a tile's weighted share (side, side) to a map (H, W), in place."""
+    down, across = self._weights[tile]
+    part = self.cut(whole, tile)
+    part += down[:, None] * across * values
+
+
+def input_side(data: Mapping[str, Any]) -> int:
+  """The side of what the model sees: of a tile, or of the whole image."""
+  return data.get('tile_size', 0) or data['image_size']
+
+
+def make_grid(
+  data: Mapping[str, Any], shape: tuple[int, int] | None = None
+) -> Grid:
+  """The grid that `config.data` asks for; a single tile where it asks for none.
+
+  Args:
+    data: `image_size`, `tile_size` and `tile_overlap` are read.
+    shape: of the images; by default the square of `image_size`.
+
+  Raises:
+    ValueError: a field is out of its range.
+  """
+  size, tile_size = data['image_size'], data.get('tile_size', 0)
+  if tile_size and (tile_size % 32 or not 0 < tile_size <= size):
+    raise ValueError(
+      'config.data.tile_size must be a multiple of 32 up to data.image_size ='
+      f' {size}, or 0 (no tiles), is {tile_size}'
+    )
+  overlap = data.get('tile_overlap', 0.0)
+  if not 0.0 <= overlap <= _MAX_OVERLAP:
+    raise ValueError(
+      f'config.data.tile_overlap must be in [0, {_MAX_OVERLAP}], is {overlap}'
+    )
+  return Grid(shape or (size, size), input_side(data), overlap)
+
+
+def split(data: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
+  """All tiles (N * T, side, side, C) of images (N, S, S, C), image by image."""
+  grid = make_grid(data)
+  if len(grid) == 1:
+    return images
+  found = np.empty(
+    (len(images), len(grid), grid.side, grid.side, images.shape[-1]),
+    images.dtype,
+  )
+  for image, parts in zip(images, found):
+    for tile in range(len(grid)):
+      parts[tile] = grid.cut(image, tile)
+  return found.reshape(-1, *found.shape[2:])
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+  """First pixels of the tiles along an axis: from 0 to length - side."""
+  step = side - math.ceil(overlap * side)
+  count = 1 + math.ceil((length - side) / step)
+  return [i * (length - side) // max(count - 1, 1) for i in range(count)]
+
+
+def _weights(length: int, side: int, starts: list[int]) -> np.ndarray:
+  """(len(starts), side) float32, what sums to one at each of the pixels."""
+  window = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+  total = np.zeros(length)
+  for start in starts:
+    total[start : start + side] += window
+  shares = [window / total[start : start + side] for start in starts]
+  return np.array(shares, np.float32)
