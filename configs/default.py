@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train = _train()
   config.calibration = _calibration()
   config.eval = _eval()
+  config.mesh = _mesh()
   # {category: {'synthesis': {'rotate_90': True}}}: what differs by category;
   # `--config.per_category.screw.synthesis.rotate_90=False` changes an entry.
   config.per_category = ml_collections.ConfigDict()
@@ -133,6 +134,9 @@ def _student() -> ml_collections.ConfigDict:
   student.extra_convs = 0
   # True keeps AIM's gradient out of the trunk.
   student.stop_abnormality_gradient = False
+  # Compute the residual blocks' activations again for the gradient instead of
+  # keeping them: less memory, more time, the same numbers.
+  student.remat = False
   return student
 
 
@@ -180,6 +184,11 @@ def _train() -> ml_collections.ConfigDict:
   train = ml_collections.ConfigDict()
   # Pairs per step, over all devices and hosts.
   train.batch_size = 32
+  # Pairs at a time, over all devices and hosts: a step adds up the gradients of
+  # batch_size / microbatch parts. 0 takes the batch at once. The update is the
+  # same but for what is normalised over the rows at hand: batch norm's
+  # statistics, and the sums of loss.ngm_normal_only and of the margin.
+  train.microbatch = 0
   # Steps in all, and how many of them, the first, train the student; the
   # rest train the head on the frozen student.
   train.total_steps = 5000
@@ -212,6 +221,14 @@ def _optimizer(learning_rate: float) -> ml_collections.ConfigDict:
   # Gradients are scaled to at most this global norm; 0 switches it off.
   optimizer.clip_norm = 1.0
   return optimizer
+
+
+def _mesh() -> ml_collections.ConfigDict:
+  mesh = ml_collections.ConfigDict()
+  # The devices of a host in so many groups, each training every so-manieth
+  # category by itself; 1 trains one category at a time on all devices.
+  mesh.category_groups = 1
+  return mesh
 
 
 def _calibration() -> ml_collections.ConfigDict:

@@ -2,19 +2,22 @@
 
 A checkpoint is the training state and a small JSON document (`meta`): the
 config, the teacher's fingerprint, the calibration, versions. Saving is
-asynchronous; `close` waits.
+asynchronous and atomic; `wait` and `close` wait for it. Of several processes,
+all save and restore, each its part.
 
 Synopsis:
 
   manager = checkpoint.open_manager('runs/demo/surface/checkpoints', keep=2)
   checkpoint.save(manager, 500, state, meta)
-  state, meta = checkpoint.restore(manager, abstract_state)
+  meta = checkpoint.read_meta(manager, 500)
+  state = checkpoint.restore(manager, abstract_state, 500)
   checkpoint.close(manager)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 from etils import epath
@@ -31,6 +34,8 @@ FREE_FIELDS = (
   'data.root',
   'data.textures',
   'eval.',
+  'mesh.',
+  'student.remat',
   'teacher.weights',
   'train.checkpoint_every',
   'train.keep_checkpoints',
@@ -42,10 +47,23 @@ class CheckpointError(ValueError):
   """A checkpoint is missing, unreadable, or of another config."""
 
 
+class DamagedError(CheckpointError):
+  """A checkpoint is there but cannot be read."""
+
+
+_T = TypeVar('_T')
+
+
 def open_manager(
-  directory: str | os.PathLike, keep: int = 2
+  directory: str | os.PathLike, keep: int | None = None
 ) -> ocp.CheckpointManager:
-  """Opens or creates a folder of checkpoints; the last `keep` stay.
+  """Opens a folder of checkpoints.
+
+  Args:
+    directory: local, or of any file system that epath knows (gs://).
+    keep: creates the folder, clears what an interrupted save has left in it,
+      and keeps the last `keep` of what is saved; None only reads, also while
+      another process saves.
 
   Raises:
     CheckpointError: the folder cannot be created or written.
@@ -53,16 +71,26 @@ def open_manager(
   path = epath.Path(directory)
   if not path.is_absolute() and '://' not in str(path):
     path = epath.Path(os.path.abspath(directory))
+  if keep is None:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(path, options=options)
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    enable_async_checkpointing=True,
+    cleanup_tmp_directories=True,
+  )
   try:
     path.mkdir(parents=True, exist_ok=True)
+    return ocp.CheckpointManager(path, options=options)
   except OSError as error:
     raise CheckpointError(
       f'cannot write checkpoints to {path}: {error}. Choose another --workdir.'
     ) from error
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, enable_async_checkpointing=True
-  )
-  return ocp.CheckpointManager(path, options=options)
+
+
+def barrier(name: str) -> None:
+  """Waits until all processes have come to this name, which comes once."""
+  ocp.multihost.sync_global_processes(name)
 
 
 def save(
@@ -71,20 +99,122 @@ def save(
   state: train_state.TrainState,
   meta: Mapping[str, Any],
 ) -> None:
-  """Starts saving a checkpoint; one of the same step is left as it is."""
+  """Starts saving a checkpoint; one of the same step is left as it is.
+
+  Raises:
+    CheckpointError: this one, or the one before it, could not be saved.
+  """
   if step in manager.all_steps():
     return
-  manager.save(
-    step,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-    ),
-  )
+  with _storage_errors(manager):
+    if not manager.directory.exists():  # Orbax would begin a new one.
+      raise FileNotFoundError('the folder has vanished')
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+      ),
+    )
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Waits for what is being saved; CheckpointError if that failed."""
+  with _storage_errors(manager):
+    manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _storage_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Says in one line what kept a checkpoint from being saved."""
+  try:
+    yield
+  except Exception as error:  # TensorStore's are ValueErrors and Exceptions.
+    try:
+      manager.reload()
+      kept = f'those of the steps {sorted(manager.all_steps())} are kept'
+    except OSError:
+      kept = 'those before it are not there either'
+    raise CheckpointError(
+      f'a checkpoint could not be saved to {manager.directory} ({kept}):'
+      f' {_reason(error)}. Make room or make the folder writable; the same'
+      ' command goes on from the newest checkpoint.'
+    ) from error
+
+
+def _reason(error: BaseException) -> str:
+  """The end of the first line, where TensorStore says what went wrong."""
+  line = (str(error).splitlines() or [''])[0]
+  if len(line) > 200:
+    line = f'...{line[-200:]}'
+  return f'{type(error).__name__}: {line}'
 
 
 def latest_step(manager: ocp.CheckpointManager) -> int | None:
   """The newest step that was saved completely, or None."""
   return manager.latest_step()
+
+
+def reached_preemption(manager: ocp.CheckpointManager, step: int) -> bool:
+  """Whether all processes agreed to end after this step, since one was told.
+
+  Only where `jax.distributed` is initialised, whose service watches SIGTERM.
+  """
+  return manager.reached_preemption(step)
+
+
+def read_newest(
+  manager: ocp.CheckpointManager,
+  read: Callable[[int], _T],
+  step: int | None = None,
+) -> _T:
+  """Returns `read(step)` of the newest checkpoint that can be read.
+
+  One that is damaged is left out, and the log says which and why. Several
+  processes see one storage, and so the same damage.
+
+  Args:
+    manager: of the folder.
+    read: reads a checkpoint by its step; raises `DamagedError` if it cannot.
+    step: take this one and no other.
+
+  Raises:
+    CheckpointError: there is none, or none that can be read.
+  """
+  if step is not None:
+    return read(_existing(manager, step))
+  damaged = []
+  while damaged != (steps := sorted(manager.all_steps(), reverse=True)):
+    candidate = steps[len(damaged)]
+    try:
+      return read(candidate)
+    except DamagedError as error:
+      logging.warning('%s; trying the checkpoint before it', error)
+      damaged.append(candidate)
+  _existing(manager, None)
+  raise CheckpointError(
+    f'no checkpoint in {manager.directory} can be read: {damaged} are damaged;'
+    ' use another --workdir to start again, or remove them'
+  )
+
+
+def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
+  """Renames the checkpoints newer than one to STEP.damaged.
+
+  Otherwise the same steps, taken again, would not be saved.
+  """
+  steps = [step for step in manager.all_steps() if step > after]
+  if not steps:
+    return
+  for step in steps:
+    source = manager.directory / str(step)
+    target = manager.directory / f'{step}.damaged'
+    if jax.process_index() == 0:
+      if target.exists():
+        target.rmtree()
+      source.rename(target)
+      logging.warning('%s is now %s', source, target)
+  barrier(f'{manager.directory}: set aside')
+  manager.reload()
 
 
 def read_meta(
@@ -93,18 +223,11 @@ def read_meta(
   """The JSON document of a checkpoint, by default of the newest.
 
   Raises:
-    CheckpointError: there is no checkpoint, or its document cannot be read.
+    CheckpointError: there is no such checkpoint.
+    DamagedError: its document cannot be read.
   """
-  step = _existing(manager, step)
-  try:
-    restored = manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )
-  except (OSError, ValueError, KeyError) as error:
-    raise CheckpointError(
-      f'checkpoint {manager.directory}/{step} cannot be read: {error}'
-    ) from error
-  return restored['meta']
+  item = ocp.args.Composite(meta=ocp.args.JsonRestore())
+  return _read(manager, _existing(manager, step), item)['meta']
 
 
 def restore(
@@ -121,26 +244,38 @@ def restore(
     step: which checkpoint.
 
   Raises:
-    CheckpointError: there is no such checkpoint, or it cannot be read.
+    CheckpointError: there is no such checkpoint.
+    DamagedError: it cannot be read.
   """
   step = _existing(manager, step)
   abstract = jax.tree.map(_abstract, like)
-  try:
-    restored = manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )
-  except (OSError, ValueError, KeyError) as error:
-    raise CheckpointError(
-      f'checkpoint {manager.directory}/{step} cannot be read: {error}'
-    ) from error
+  item = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+  restored = _read(manager, step, item)
   logging.info('restored step %d from %s', step, manager.directory)
   return restored['state']
 
 
+def _read(
+  manager: ocp.CheckpointManager, step: int, item: ocp.args.Composite
+) -> Any:
+  try:
+    return manager.restore(step, args=item)
+  except Exception as error:  # TensorStore's are ValueErrors and Exceptions.
+    raise DamagedError(
+      f'checkpoint {manager.directory}/{step} cannot be read: {_reason(error)}'
+    ) from error
+
+
 def close(manager: ocp.CheckpointManager) -> None:
-  """Waits for what is being saved and ends the manager's threads."""
-  manager.wait_until_finished()
-  manager.close()
+  """Waits for what is being saved and ends the manager's threads.
+
+  Raises:
+    CheckpointError: what was being saved could not be.
+  """
+  try:
+    wait(manager)
+  finally:
+    manager.close()
 
 
 def check_config(
@@ -163,7 +298,10 @@ def check_config(
     f'  {field}: {old.get(field, "(absent)")!r} in the checkpoint,'
     f' {new.get(field, "(absent)")!r} now'
     for field in sorted({*old, *new})
-    if not field.startswith(FREE_FIELDS) and old.get(field) != new.get(field)
+    if not field.startswith(FREE_FIELDS)
+    and old.get(field) != new.get(field)
+    # A switch younger than the checkpoint, and off: as if it were not there.
+    and (field in old or new[field])
   ]
   if differing:
     raise CheckpointError(

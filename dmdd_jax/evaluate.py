@@ -96,7 +96,8 @@ class Predictor:
   ) -> steps.Prediction:
     """Predicts (N, S, S, 3) uint8 images, N <= `images_at_once`; numpy arrays.
 
-    With tiles, S may be any side from that of a tile on.
+    With tiles, S may be any side from that of a tile on. All processes of the
+    mesh give the same images, and get all predictions.
     """
     if self._tiled:
       return self._predict_tiled(state, fusion, images)
@@ -149,10 +150,20 @@ class Predictor:
   ) -> steps.Prediction:
     """Predicts (N, S, S, 3) of the model's input side, N <= rows."""
     count = len(images)
-    rows = {'image': batches.pad_rows(images, self._rows)}
-    rows = sharding.to_global(self.mesh, rows)
-    found = self._step(train_state.variables(state), fusion, rows['image'])
-    return jax.tree.map(lambda x: np.asarray(x)[:count], found)
+    rows = batches.pad_rows(images, self._rows)
+    rows = {'image': sharding.local_rows(self.mesh, rows)}
+    found = self._run(state, fusion, sharding.to_global(self.mesh, rows))
+    return jax.tree.map(lambda x: x[:count], found)
+
+  def _run(
+    self,
+    state: train_state.TrainState,
+    fusion: steps.Fusion,
+    batch: Mapping[str, jax.Array],
+  ) -> steps.Prediction:
+    variables = train_state.variables(state)
+    found = self._step(variables, fusion, batch['image'])
+    return sharding.to_host(self.mesh, found)
 
   def over_records(
     self,
@@ -160,12 +171,25 @@ class Predictor:
     fusion: steps.Fusion,
     records: Sequence[records_lib.Record],
   ) -> Iterator[tuple[dict[str, np.ndarray], steps.Prediction]]:
-    """Yields (batch, prediction) without padding, every record once."""
-    size = self.config.data.image_size
-    for batch in batches.eval_batches(records, size, self.batch_size):
+    """Yields (batch, prediction) without padding, every record once.
+
+    Each process of the mesh decodes its share of a batch and yields all of it;
+    with tiles, of which it predicts its share, it decodes all.
+    """
+    size, shard = self.config.data.image_size, sharding.shard(self.mesh)
+    if self._tiled:
+      for batch in batches.eval_batches(records, size, self.batch_size):
+        count = int(batch['_mask'].sum())
+        batch = {key: value[:count] for key, value in batch.items()}
+        yield batch, self(state, fusion, batch['image'])
+      return
+    for rows in batches.eval_batches(records, size, self.batch_size, shard):
+      rows = sharding.to_global(self.mesh, rows)
+      found = self._run(state, fusion, rows)
+      batch = sharding.to_host(self.mesh, rows)
+      # Only the last rows of the last batch are padding.
       count = int(batch['_mask'].sum())
-      batch = {key: value[:count] for key, value in batch.items()}
-      yield batch, self(state, fusion, batch['image'])
+      yield jax.tree.map(lambda x, count=count: x[:count], (batch, found))
 
 
 def predict_images(
@@ -213,7 +237,8 @@ def evaluate(
   """All metrics of a test set.
 
   Args:
-    predictor: of the config.
+    predictor: of the config; all processes of its mesh measure the same, and
+      the first of them writes.
     state: the trained state.
     calibration: stored with it.
     records: the test images; the folder of an image decides its label.
@@ -232,6 +257,8 @@ def evaluate(
   """
   config = predictor.config
   check_options(config.eval)
+  if not sharding.is_writer(predictor.mesh):
+    pictures = maps = report = None
   with contextlib.ExitStack() as stack:
     stores = {
       (resolution, kind): stack.enter_context(results_lib.MapStore())
@@ -467,6 +494,9 @@ def load_workdir(
 ]:
   """Reads a category's folder: config, state, calibration, and the metadata.
 
+  Without a step, the newest checkpoint that can be read is taken; the log says
+  which were left out and why.
+
   Raises:
     CheckpointError: there is no checkpoint, or it cannot be read.
   """
@@ -481,7 +511,8 @@ def load_workdir(
       ' (--mode train)'
     )
   manager = checkpoint.open_manager(directory)
-  try:
+
+  def read(step: int):
     meta = checkpoint.read_meta(manager, step)
     config = ml_collections.ConfigDict(meta['config'])
     abstract = jax.eval_shape(
@@ -492,9 +523,17 @@ def load_workdir(
     state = checkpoint.restore(
       manager, sharding.abstract_replicated(abstract), step
     )
+    return (
+      config,
+      state,
+      calibration_lib.from_dict(meta['calibration']),
+      meta,
+    )
+
+  try:
+    return checkpoint.read_newest(manager, read, step)
   finally:
     checkpoint.close(manager)
-  return config, state, calibration_lib.from_dict(meta['calibration']), meta
 
 
 def _trained(workdir: str | os.PathLike) -> list[str]:
@@ -556,7 +595,8 @@ def evaluate_workdir(
   metrics |= provenance.describe(
     config, meta, step=int(state.step), seconds=time.time() - started
   )
-  results_lib.write_json(os.path.join(output, 'results.json'), metrics)
+  if sharding.is_writer(predictor.mesh):
+    results_lib.write_json(os.path.join(output, 'results.json'), metrics)
   return metrics
 
 
@@ -597,7 +637,8 @@ def evaluate_run(
   folders = _trained(workdir)
   if os.path.isdir(os.path.join(workdir, 'checkpoints')) or not folders:
     metrics = evaluate_workdir(workdir, output, **options)
-    report_lib.try_write(output, [output], [workdir])
+    if jax.process_index() == 0:
+      report_lib.try_write(output, [output], [workdir])
     return results_lib.format_table({metrics['category']: metrics})
   rows, targets = {}, []
   for folder in folders:
@@ -605,6 +646,8 @@ def evaluate_run(
     metrics = evaluate_workdir(folder, target, **options)
     rows[metrics['category']] = metrics
     targets.append(target)
+  if jax.process_index():
+    return results_lib.format_table(rows)
   table = results_lib.write_tables(rows, output)
   report_lib.try_write(output, targets, folders)
   return table

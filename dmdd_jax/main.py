@@ -17,6 +17,7 @@ import jax
 from ml_collections import config_flags
 
 from dmdd_jax import cli
+from dmdd_jax import hosts
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,6 +31,10 @@ flags.DEFINE_string('output', None, 'predict: where the results go.')
 _FORMATS = ('tiff', 'npy', 'none')
 flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
+flags.DEFINE_string('profile_steps', None, 'train: trace of the steps a:b.')
+flags.DEFINE_string('coordinator', None, "HOST:PORT of process 0, or 'auto'.")
+flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
 
 
 def main(argv: list[str]) -> None:
@@ -43,6 +48,7 @@ def main(argv: list[str]) -> None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
   cli.use_compilation_cache()
+  hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
   logging.info('devices: %s', jax.devices())
   if FLAGS.mode == 'predict':
     predict(workdir)
@@ -50,7 +56,7 @@ def main(argv: list[str]) -> None:
   if FLAGS.mode == 'train':
     from dmdd_jax import train
 
-    table = train.run_categories(config, workdir)
+    table = train.run_categories(config, workdir, FLAGS.profile_steps)
   else:
     from dmdd_jax import evaluate
 
@@ -67,8 +73,8 @@ def predict(workdir: str) -> None:
   """Inspects `--input`; exit status 1 if a file could not be read."""
   from dmdd_jax import predict as predict_lib
 
-  if not FLAGS.input or not FLAGS.output:
-    raise app.UsageError('--mode predict needs --input and --output')
+  if not FLAGS.input or not FLAGS.output or jax.process_count() > 1:
+    raise app.UsageError('--mode predict needs --input, --output, one process')
   summary = predict_lib.predict(
     workdir, FLAGS.input, FLAGS.output, FLAGS.maps, FLAGS.overlays
   )

@@ -1,12 +1,17 @@
 """The device mesh, shardings, and host arrays made global.
 
+Rows of a batch lie on the devices in the order of their processes: process i
+of n holds the i-th n-th of them.
+
 Synopsis:
 
   mesh = sharding.make_mesh()
   batch = sharding.to_global(mesh, {'image': local_rows})
+  arrays = sharding.to_host(mesh, predicted)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -15,15 +20,55 @@ import numpy as np
 DATA_AXIS = 'data'
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
   """A one-axis mesh over `devices`, by default all devices of all hosts."""
-  devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(
-    (len(devices),),
+  return jax.sharding.Mesh(
+    np.array(_ordered(jax.devices() if devices is None else devices)),
     (DATA_AXIS,),
-    devices=devices,
     axis_types=(jax.sharding.AxisType.Auto,),
   )
+
+
+def _ordered(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
+def device_groups(count: int) -> list[list[jax.Device]]:
+  """All devices in `count` groups of one size, for one mesh each.
+
+  Raises:
+    ValueError: they do not divide, or there are several processes.
+  """
+  devices = _ordered(jax.devices())
+  if count < 1 or len(devices) % count:
+    raise ValueError(
+      f'config.mesh.category_groups = {count} does not divide'
+      f' {len(devices)} devices'
+    )
+  if count > 1 and jax.process_count() > 1:
+    raise ValueError(
+      f'config.mesh.category_groups = {count} is for the devices of one'
+      f' process, not of {jax.process_count()}: spread categories over hosts'
+      ' with tools/run_categories.py'
+    )
+  size = len(devices) // count
+  return [devices[i : i + size] for i in range(0, len(devices), size)]
+
+
+def processes(mesh: jax.sharding.Mesh) -> list[int]:
+  """The processes whose devices are in a mesh."""
+  return sorted({device.process_index for device in mesh.devices.flat})
+
+
+def shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """(index, count) of this process among those of the mesh."""
+  members = processes(mesh)
+  return members.index(jax.process_index()), len(members)
+
+
+def is_writer(mesh: jax.sharding.Mesh) -> bool:
+  """Whether this process writes tables and pictures for those of the mesh."""
+  return shard(mesh)[0] == 0
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
@@ -47,6 +92,13 @@ def check_batch_size(
     )
 
 
+def local_rows(mesh: jax.sharding.Mesh, rows: np.ndarray) -> np.ndarray:
+  """This process's rows of a batch that every process has whole."""
+  index, count = shard(mesh)
+  size = len(rows) // count
+  return rows[index * size : (index + 1) * size]
+
+
 def to_global(
   mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
@@ -58,14 +110,34 @@ def to_global(
   }
 
 
+def to_host(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+  """Global arrays as numpy arrays, whole on every process of the mesh."""
+  if len(processes(mesh)) > 1:
+    tree = _gather(mesh)(tree)
+  return jax.tree.map(np.asarray, tree)
+
+
+@functools.cache
+def _gather(mesh: jax.sharding.Mesh) -> Any:
+  return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
 def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-  """Puts a tree of host arrays on every device."""
-  return jax.device_put(tree, replicated(mesh))
+  """Puts a tree of arrays, the same in every process, on every device."""
+  target = replicated(mesh)
+  if len(processes(mesh)) == 1:
+    return jax.device_put(tree, target)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(target, np.asarray(x)),
+    tree,
+  )
 
 
-def abstract_replicated(tree: Any) -> Any:
-  """Shapes of a tree, replicated over all devices, to restore into."""
-  target = replicated(make_mesh())
+def abstract_replicated(
+  tree: Any, mesh: jax.sharding.Mesh | None = None
+) -> Any:
+  """Shapes of a tree, replicated, by default over all devices, to restore."""
+  target = replicated(make_mesh() if mesh is None else mesh)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=target), tree
   )

@@ -30,6 +30,13 @@ from dmdd_jax.models import student as student_lib
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# What each phase trains.
+PHASES = {
+  'distill': ('student',),
+  'segment': ('head',),
+  'joint': ('student', 'head'),
+}
+
 
 def phase(config: ml_collections.ConfigDict, step: int) -> str:
   """Which step function takes step number `step` (from 0)."""
@@ -143,15 +150,14 @@ def _head_pass(
   return loss, updated['batch_stats']['head']
 
 
-def train_step(
+def gradients(
   config: ml_collections.ConfigDict,
   model: dmdd.DMDD,
-  optimizers: Mapping[str, optax.GradientTransformation],
   parts: tuple[str, ...],
   state: train_state.TrainState,
   batch: Batch,
-) -> tuple[train_state.TrainState, Metrics]:
-  """One update of `parts`: ('student',), ('head',) or both.
+) -> tuple[Metrics, dict[str, Any], dict[str, Any]]:
+  """Losses, their gradient in `parts`, and the parts' new statistics.
 
   Nothing is computed for what is not trained: with ('student',) the head does
   not run, with ('head',) the student runs without statistics or gradient and
@@ -183,18 +189,81 @@ def train_step(
   trained = {part: state.params[part] for part in parts}
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
   (loss, (metrics, stats)), grads = gradient(trained)
+  return {'loss': loss, **metrics}, grads, stats
+
+
+def _accumulated(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  parts: tuple[str, ...],
+  state: train_state.TrainState,
+  batch: Batch,
+) -> tuple[Metrics, dict[str, Any], dict[str, Any]]:
+  """`gradients` of a batch in parts, one after the other: their means.
+
+  Part j takes the rows j, j + n, j + 2 n ... of n parts, so that every device
+  splits the rows it holds. The statistics move once per part.
+  """
+  rows = config.train.microbatch
+  count = batch['image'].shape[0] // rows
+  pieces = {
+    key: jnp.moveaxis(x.reshape(rows, count, *x.shape[1:]), 1, 0)
+    for key, x in batch.items()
+  }
+
+  def add(carry, piece):
+    total, stats = carry
+    moved = state.replace(batch_stats={**state.batch_stats, **stats})
+    metrics, grads, stats = gradients(config, model, parts, moved, piece)
+    return (jax.tree.map(jnp.add, total, (metrics, grads)), stats), None
+
+  first = jax.tree.map(lambda x: x[0], pieces)
+  shapes = jax.eval_shape(
+    lambda: gradients(config, model, parts, state, first)[:2]
+  )
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  start = (zeros, {part: state.batch_stats[part] for part in parts})
+  (total, stats), _ = jax.lax.scan(add, start, pieces)
+  metrics, grads = jax.tree.map(lambda x: x / count, total)
+  return metrics, grads, stats
+
+
+def train_step(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  parts: tuple[str, ...],
+  state: train_state.TrainState,
+  batch: Batch,
+) -> tuple[train_state.TrainState, Metrics]:
+  """One update of `parts`: ('student',), ('head',) or both.
+
+  At a loss or gradient that is not finite the state stands still, at this step
+  and all later ones, with -1 - step in the place of its step: losses are looked
+  at only now and then, and this is the state to look into.
+  """
+  compute = _accumulated if config.train.microbatch else gradients
+  metrics, grads, stats = compute(config, model, parts, state, batch)
+  metrics['gradient_norm'] = optax.global_norm(grads)
   params, opt_state = dict(state.params), dict(state.opt_state)
   for part in parts:
     updates, opt_state[part] = optimizers[part].update(
       grads[part], state.opt_state[part], state.params[part]
     )
     params[part] = optax.apply_updates(state.params[part], updates)
-  metrics = {'loss': loss, **metrics, 'gradient_norm': optax.global_norm(grads)}
-  state = state.replace(
+  updated = state.replace(
     step=state.step + 1,
     params=params,
     batch_stats={**state.batch_stats, **stats},
     opt_state=opt_state,
+  )
+  stopped = state.replace(step=jnp.minimum(state.step, -1 - state.step))
+  finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(
+    metrics['gradient_norm']
+  )
+  going_on = finite & (state.step >= 0)
+  state = jax.tree.map(
+    lambda new, old: jnp.where(going_on, new, old), updated, stopped
   )
   return state, metrics
 
@@ -206,11 +275,6 @@ def make_train_steps(
 ) -> dict[str, Callable[..., tuple[train_state.TrainState, Metrics]]]:
   """The jitted step function of each phase; `state` is donated."""
   optimizers = train_state.make_optimizers(config)
-  phases = {
-    'distill': ('student',),
-    'segment': ('head',),
-    'joint': ('student', 'head'),
-  }
   replicated = sharding.replicated(mesh)
 
   def jitted(parts: tuple[str, ...]):
@@ -224,7 +288,7 @@ def make_train_steps(
       out_shardings=replicated,
     )
 
-  return {name: jitted(parts) for name, parts in phases.items()}
+  return {name: jitted(parts) for name, parts in PHASES.items()}
 
 
 @struct.dataclass

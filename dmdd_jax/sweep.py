@@ -37,6 +37,7 @@ def run(
   workdir: str,
   processes: int = 1,
   overrides: Sequence[str] = (),
+  share: tuple[int, int] = (0, 1),
 ) -> dict[int, dict[str, Any]]:
   """Runs every pair that is not finished, then writes the tables.
 
@@ -48,6 +49,8 @@ def run(
       results.json, results.csv, results.md.
     processes: runs at a time.
     overrides: more arguments, e.g. '--config.train.batch_size=8'.
+    share: (index, count): run every count-th pair from that index on. The
+      tables are of all pairs that are finished by then, whoever ran them.
 
   Returns:
     {seed: {category: results}}.
@@ -56,6 +59,8 @@ def run(
     SweepError: a run failed; the others are finished and written first.
   """
   pairs = [(seed, category) for seed in seeds for category in categories]
+  index, count = share
+  mine = pairs[index::count]
 
   def one(pair: tuple[int, str]) -> int:
     seed, category = pair
@@ -70,22 +75,45 @@ def run(
     return status
 
   with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-    statuses = list(pool.map(one, pairs))
-  failed = [pair for pair, status in zip(pairs, statuses) if status]
-  found = {}
+    statuses = list(pool.map(one, mine))
+  failed = [pair for pair, status in zip(mine, statuses) if status]
+  found, left = {}, 0
   for seed, category in pairs:
     path = os.path.join(workdir, f'seed_{seed}', category, 'results.json')
-    if (seed, category) not in failed:
+    if (seed, category) not in failed and os.path.exists(path):
       with open(path) as file:
         found.setdefault(seed, {})[category] = json.load(file)
+    else:
+      left += 1
+  if left:
+    logging.warning(
+      '%d of %d runs are not finished; the tables are of the others',
+      left,
+      len(pairs),
+    )
   for seed, rows in found.items():
     results_lib.write_tables(rows, os.path.join(workdir, f'seed_{seed}'))
   if found:
     write_summary(found, workdir)
   if failed:
     logs = ', '.join(f'{workdir}/seed_{s}/{c}.log' for s, c in failed)
-    raise SweepError(f'{len(failed)} of {len(pairs)} runs failed; see {logs}')
+    raise SweepError(f'{len(failed)} of {len(mine)} runs failed; see {logs}')
   return found
+
+
+def array_share(environment: Mapping[str, str]) -> tuple[int, int]:
+  """The share of a SLURM array task; all of it where there is no array."""
+  if 'SLURM_ARRAY_TASK_ID' not in environment:
+    return 0, 1
+  first = int(environment['SLURM_ARRAY_TASK_MIN'])
+  index = int(environment['SLURM_ARRAY_TASK_ID']) - first
+  count = int(environment['SLURM_ARRAY_TASK_COUNT'])
+  if int(environment['SLURM_ARRAY_TASK_MAX']) - first != count - 1:
+    raise ValueError(
+      'the SLURM array leaves numbers out, and some runs with them: use'
+      ' --array=0-N'
+    )
+  return index, count
 
 
 def summarize(

@@ -7,6 +7,7 @@ Synopsis:
 """
 
 from collections.abc import Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -22,6 +23,8 @@ import numpy as np
 from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
+from dmdd_jax import faults
+from dmdd_jax import preemption
 from dmdd_jax import pretrained
 from dmdd_jax import provenance
 from dmdd_jax import report
@@ -129,13 +132,16 @@ def _foreground(
 class Trainer:
   """One category's training: its state, step functions and checkpoints."""
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
     self.config, self.workdir = config, os.path.abspath(workdir)
     _check_numbers(config)
-    self.mesh = sharding.make_mesh()
-    sharding.check_batch_size(
-      self.mesh, config.train.batch_size, 'train.batch_size'
-    )
+    self.mesh = sharding.make_mesh() if mesh is None else mesh
+    _check_batches(config, self.mesh)
     self.model = dmdd.from_config(config)
     self.data = load_data(config)
     teacher, self.fingerprint = pretrained.load(
@@ -153,7 +159,9 @@ class Trainer:
       self.state = sharding.replicate(self.mesh, state)
       self.meta: dict[str, Any] = {}
       self._resume()
-      self._write_config()
+      if sharding.is_writer(self.mesh):
+        path = os.path.join(self.workdir, 'config.json')
+        results_lib.write_json(path, config.to_dict())
     except BaseException:
       checkpoint.close(self.manager)
       raise
@@ -161,24 +169,33 @@ class Trainer:
     self.predictor = evaluate.Predictor(config, self.mesh)
     from clu import metric_writers  # TensorFlow takes seconds to import.
 
-    self.writer = metric_writers.SummaryWriter(self.workdir)
+    self.writer = metric_writers.MultiWriter(
+      [metric_writers.SummaryWriter(self.workdir)]
+      if sharding.is_writer(self.mesh)
+      else []
+    )
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
 
   def _resume(self) -> None:
     """Goes on from the newest checkpoint, if there is one of this config."""
     if checkpoint.latest_step(self.manager) is None:
       return
-    self.meta = checkpoint.read_meta(self.manager)
-    checkpoint.check_config(self.directory, self.meta['config'], self.config)
-    _check_teacher(self.directory, self.meta, self.config, self.fingerprint)
-    self.state = checkpoint.restore(self.manager, self.state)
 
-  def _write_config(self) -> None:
-    path = os.path.join(self.workdir, 'config.json')
-    results_lib.write_json(path, self.config.to_dict())
+    def read(step: int) -> train_state.TrainState:
+      self.meta = checkpoint.read_meta(self.manager, step)
+      checkpoint.check_config(self.directory, self.meta['config'], self.config)
+      _check_teacher(self.directory, self.meta, self.config, self.fingerprint)
+      return checkpoint.restore(self.manager, self.state, step)
 
-  def batches(self, first_step: int):
-    """Training batches, as host arrays, from `first_step` on."""
+    self.state = checkpoint.read_newest(self.manager, read)
+    step = int(self.state.step)
+    checkpoint.set_aside(self.manager, step)
+
+  def batches(self, first_step: int, shard: tuple[int, int] | None = None):
+    """Training batches from `first_step` on, as host arrays.
+
+    Those of this process's rows, or of another (index, count) of shards.
+    """
     from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
 
     config = self.config
@@ -190,12 +207,18 @@ class Trainer:
       batch_size=config.train.batch_size,
       total_steps=config.train.total_steps,
       first_step=first_step,
-      shard=(jax.process_index(), jax.process_count()),
+      shard=shard or sharding.shard(self.mesh),
       foreground=self.data.foreground,
     ).as_numpy_iterator()
 
-  def run(self) -> None:
-    """Takes the steps that are left, saving on the way and at the end."""
+  def run(self, profile: range = range(0)) -> None:
+    """Takes the steps that are left, saving on the way and at the end.
+
+    Raises:
+      NonFiniteError: a loss, a gradient or the maps are not finite.
+      Preempted: SIGTERM came, and what there is is saved.
+      CheckpointError: a checkpoint could not be saved.
+    """
     train = self.config.train
     first = int(self.state.step)
     if first >= train.total_steps:
@@ -205,18 +228,40 @@ class Trainer:
       parameter_overview.get_parameter_overview(self.state.params),
     )
     clock = Clock(first, train.total_steps)
+    profile = range(
+      max(first, profile.start), min(profile.stop, train.total_steps)
+    )
     for step, batch in enumerate(self.batches(first), first):
       phase = steps.phase(self.config, step)
       batch = {k: batch[k] for k in ('image', 'normal', 'mask')}
       batch = sharding.to_global(self.mesh, batch)
+      if profile and step == profile.start:
+        jax.profiler.start_trace(self.workdir)
       self.state, metrics = self.step_functions[phase](self.state, batch)
       self._pending.append((step, metrics))
       done = step + 1
       last = done == train.total_steps
+      if profile and done == profile.stop:
+        jax.block_until_ready(self.state)
+        jax.profiler.stop_trace()
       if done % train.log_every == 0 or step == first or last:
         self._log(phase, done, clock)
-      if done % train.checkpoint_every == 0 or last:
+      leave = self._told_to_leave(done)
+      if done % train.checkpoint_every == 0 or last or leave:
         self._save(done, clock)
+      if leave:
+        checkpoint.wait(self.manager)
+        raise preemption.Preempted(
+          f'SIGTERM: saved step {done} of {train.total_steps} in'
+          f' {self.directory}; the same command goes on from there (exit'
+          f' status {preemption.STATUS})'
+        )
+
+  def _told_to_leave(self, done: int) -> bool:
+    """Whether this process, or any of several, was sent SIGTERM."""
+    if jax.distributed.is_initialized():
+      return checkpoint.reached_preemption(self.manager, done)
+    return preemption.received()
 
   def _log(self, phase: str, done: int, clock: 'Clock') -> None:
     """Writes the pending steps' mean metrics; stops where one is not finite.
@@ -228,7 +273,9 @@ class Trainer:
     for step, metrics in pending:
       for name, value in metrics.items():
         if not np.isfinite(value):
-          raise self._non_finite(f'{name} is {value} at step {step} ({phase})')
+          state = self.state.replace(step=np.int32(step))
+          found = f'{name} is {value} at step {step} ({phase})'
+          raise self._non_finite(found, step, phase, state)
     names = pending[-1][1]
     means = {
       name: float(np.mean([m[name] for _, m in pending if name in m]))
@@ -242,12 +289,30 @@ class Trainer:
       {f'train/{k}': v for k, v in means.items()} | {'steps_per_s': rate},
     )
 
-  def _non_finite(self, found: str) -> NonFiniteError:
-    """The error that says what was found, what is left and what to do."""
-    step = checkpoint.latest_step(self.manager)
-    left = f'The last checkpoint, of step {step}, is kept in {self.directory}.'
-    if step is None:
+  def _non_finite(
+    self, found: str, step: int, phase: str, state: train_state.TrainState
+  ) -> NonFiniteError:
+    """The error that says what was found, what is left and what to do.
+
+    The step's batch and `state` are kept in WORKDIR/fault.
+    """
+    last = checkpoint.latest_step(self.manager)
+    left = f'The last checkpoint, of step {last}, is kept in {self.directory}.'
+    if last is None:
       left = 'There is no checkpoint yet.'
+    batch = None
+    if sharding.is_writer(self.mesh):
+      batch = next(self.batches(step, shard=(0, 1)))
+      batch = {k: batch[k] for k in ('image', 'normal', 'mask')}
+    meta = {'config': self.config.to_dict(), 'phase': phase, 'found': found}
+    try:
+      faults.save(self.workdir, step, state, meta, batch)
+      left += (
+        ' To see what broke: python tools/replay_batch.py --workdir'
+        f' {self.workdir}.'
+      )
+    except (OSError, ValueError) as error:  # The loss is the news, not this.
+      logging.error('the batch and the state were not kept: %s', error)
     return NonFiniteError(
       f'{found}. {left} Lower config.train.student.learning_rate or'
       ' .head.learning_rate, or set their clip_norm.'
@@ -269,7 +334,8 @@ class Trainer:
     weights = jax.device_get((self.state.params, self.state.batch_stats))
     numbers = [*jax.tree.leaves(weights), *vars(calibration.fusion).values()]
     if not all(np.all(np.isfinite(number)) for number in numbers):
-      raise self._non_finite(f'the maps are not finite after step {done - 1}')
+      found = f'the maps are not finite after step {done - 1}'
+      raise self._non_finite(found, done - 1, phase, self.state)
     validation = self.validate(calibration, done)
     self.meta = {
       'config': json.loads(json.dumps(self.config.to_dict())),
@@ -335,9 +401,10 @@ class Trainer:
     metrics |= provenance.describe(
       self.config, self.meta, step=int(self.state.step), seconds=seconds
     )
-    path = os.path.join(self.workdir, 'results.json')
-    results_lib.write_json(path, metrics)
-    logging.info('results in %s', path)
+    if sharding.is_writer(self.mesh):
+      path = os.path.join(self.workdir, 'results.json')
+      results_lib.write_json(path, metrics)
+      logging.info('results in %s', path)
     return metrics
 
   def close(self) -> None:
@@ -367,7 +434,10 @@ class Clock:
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  mesh: jax.sharding.Mesh | None = None,
+  profile_steps: str | None = None,
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Trains one category, from its newest checkpoint on, and evaluates it.
 
@@ -376,21 +446,27 @@ def train_and_evaluate(
     workdir: the category's folder; gets config.json, checkpoints/,
       results.json, pictures/, what the report needs, and TensorBoard's event
       files.
+    mesh: to train on; by default all devices of all processes.
+    profile_steps: 'a:b' traces the steps a to b - 1, counted from 0, into
+      plugins/profile/ of the workdir, for TensorBoard.
 
   Returns:
     The final state, and what stands in results.json.
 
   Raises:
     ValueError, FileNotFoundError, NonFiniteError: see the modules.
+    Preempted: SIGTERM came and the state is saved.
   """
   started = time.time()
+  profile = _parse_steps(profile_steps)
   _make_workdir(workdir)
-  trainer = Trainer(config, workdir)
-  try:
-    trainer.run()
-    summary = trainer.evaluate(time.time() - started)
-  finally:
-    trainer.close()
+  with preemption.watched():
+    trainer = Trainer(config, workdir, mesh)
+    try:
+      trainer.run(profile)
+      summary = trainer.evaluate(time.time() - started)
+    finally:
+      trainer.close()
   return trainer.state, summary
 
 
@@ -409,6 +485,33 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f'config.train.{field} must be >= 1, is {config.train[field]}'
       )
+
+
+def _parse_steps(text: str | None) -> range:
+  """'2:5' -> range(2, 5); None -> an empty range."""
+  first, colon, last = (text or '0:0').partition(':')
+  if not (colon and first.isdigit() and last.isdigit()):
+    raise ValueError(f"--profile_steps={text!r}: use 'a:b', say 10:15")
+  steps_ = range(int(first), int(last))
+  if text and not steps_:
+    raise ValueError(f'--profile_steps={text!r}: there is no step in it')
+  return steps_
+
+
+def _check_batches(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> None:
+  """Raises ValueError where a batch does not divide as it must."""
+  train = config.train
+  sharding.check_batch_size(mesh, train.batch_size, 'train.batch_size')
+  if not train.microbatch:
+    return
+  sharding.check_batch_size(mesh, train.microbatch, 'train.microbatch')
+  if train.batch_size % train.microbatch:
+    raise ValueError(
+      f'config.train.batch_size = {train.batch_size} does not divide into'
+      f' parts of config.train.microbatch = {train.microbatch}'
+    )
 
 
 def _check_synthesis(config: ml_collections.ConfigDict) -> None:
@@ -449,30 +552,81 @@ def for_category(
   return single
 
 
-def run_categories(config: ml_collections.ConfigDict, workdir: str) -> str:
+def run_categories(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  profile_steps: str | None = None,
+) -> str:
   """Trains and evaluates every category; a finished one is not run again.
 
   Writes results.json, results.csv and results.md over all of them, after each,
-  and report.html at the end.
+  and report.html at the end. With G = `mesh.category_groups` > 1, group i of
+  the devices runs the categories i, i + G, ... by itself.
+
+  Args:
+    config: with a name or a comma list in `data.category`.
+    workdir: gets a folder per category.
+    profile_steps: see `train_and_evaluate`.
 
   Returns:
     The table over the categories, as text.
   """
   _make_workdir(workdir)
-  _generate(config)
-  rows, table = {}, ''
-  for category in categories(config):
-    single = for_category(config, category)
-    directory = os.path.join(workdir, category)
-    finished = read_finished(single, directory)
-    if finished is not None:
-      logging.info('%s is finished (%s): skipped', category, directory)
-      rows[category] = finished
-    else:
-      _, rows[category] = train_and_evaluate(single, directory)
-    table = results_lib.write_tables(rows, workdir)
-  report.try_write(workdir, [os.path.join(workdir, name) for name in rows])
+  if jax.process_index() == 0:
+    _generate(config)
+  checkpoint.barrier('categories: begin')
+  names, rows = categories(config), {}
+  groups = sharding.device_groups(config.mesh.category_groups)
+  meshes = [sharding.make_mesh(group) for group in groups]
+
+  def run(group: int) -> None:
+    for category in names[group :: len(groups)]:
+      single = for_category(config, category)
+      directory = os.path.join(workdir, category)
+      # There is one profiler.
+      steps_ = profile_steps if group == 0 else None
+      rows[category] = _run_category(single, directory, meshes[group], steps_)
+      _write_tables(names, rows, workdir)
+
+  with preemption.watched():
+    with concurrent.futures.ThreadPoolExecutor(len(meshes)) as pool:
+      running = [pool.submit(run, group) for group in range(1, len(meshes))]
+      run(0)
+    for other in running:
+      other.result()
+  table = _write_tables(names, rows, workdir)
+  if jax.process_index() == 0:
+    report.try_write(workdir, [os.path.join(workdir, name) for name in names])
   return table
+
+
+def _write_tables(
+  names: Sequence[str], rows: Mapping[str, Mapping[str, Any]], workdir: str
+) -> str:
+  """The table of what is finished, in the categories' order; it is written."""
+  finished = {name: rows[name] for name in names if name in rows}
+  if jax.process_index():
+    return results_lib.format_table(finished)
+  return results_lib.write_tables(finished, workdir)
+
+
+def _run_category(
+  config: ml_collections.ConfigDict,
+  directory: str,
+  mesh: jax.sharding.Mesh,
+  profile_steps: str | None,
+) -> Mapping[str, Any]:
+  """The results of a category, which is trained unless it is finished."""
+  if preemption.received():
+    raise preemption.Preempted(
+      'SIGTERM: left before the next category; the same command goes on (exit'
+      f' status {preemption.STATUS})'
+    )
+  finished = read_finished(config, directory)
+  if finished is None:
+    return train_and_evaluate(config, directory, mesh, profile_steps)[1]
+  logging.info('%s is finished (%s): skipped', config.data.category, directory)
+  return finished
 
 
 def _generate(config: ml_collections.ConfigDict) -> None:
@@ -530,7 +684,8 @@ def _make_workdir(workdir: str) -> None:
   """Creates a folder and proves that it can be written."""
   try:
     os.makedirs(workdir, exist_ok=True)
-    probe = os.path.join(workdir, f'.write-test-{os.getpid()}')
+    probe = f'.write-test-{jax.process_index()}-{os.getpid()}'
+    probe = os.path.join(workdir, probe)
     with open(probe, 'w'):
       pass
     os.remove(probe)

@@ -28,7 +28,7 @@ class TrainState:
   """Everything that a checkpoint holds of a training.
 
   Attributes:
-    step: steps taken, int32 scalar.
+    step: steps taken, int32 scalar; -1 - step where a loss was not finite.
     params: trained parameters under 'student' and 'head'.
     batch_stats: their batch-norm statistics.
     opt_state: one optimiser state per part.

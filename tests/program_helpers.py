@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
@@ -109,3 +112,46 @@ def environment(cache):
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
+
+
+def start_main(arguments, cache, devices=1, die=None):
+  """Starts tests/killed_main.py, by itself or as one of several processes."""
+  tests = os.path.dirname(os.path.abspath(__file__))
+  variables = environment(cache)
+  variables['PYTHONPATH'] = os.pathsep.join([REPOSITORY, tests])
+  variables['JAX_PLATFORMS'] = 'cpu'
+  flag = f'--xla_force_host_platform_device_count={devices}'
+  variables['XLA_FLAGS'] = flag
+  if die is not None:
+    variables['DIE'] = die
+  config = os.path.join(tests, 'tiny_run.py')
+  return subprocess.Popen(
+    [sys.executable, os.path.join(tests, 'killed_main.py')]
+    + ['--config', config, *arguments],
+    env=variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def start_processes(arguments, cache, count=2, die=None):
+  """Starts several that find each other; `die` is for the last of them."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  joined = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}']
+  return [
+    start_main(
+      [*arguments, *joined, f'--process_id={index}'],
+      cache,
+      die=die if index == count - 1 else None,
+    )
+    for index in range(count)
+  ]
+
+
+def finish(*processes):
+  """Waits for processes: their exit statuses and what they said."""
+  said = [process.communicate(timeout=900)[0] for process in processes]
+  return [process.returncode for process in processes], said

@@ -15,6 +15,7 @@ import pytest
 
 from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
+from dmdd_jax import faults
 from dmdd_jax import train
 
 METRICS = (
@@ -261,8 +262,14 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     begun = _stop(patch, 5, spoil)
     with pytest.raises(train.NonFiniteError) as error:
       train.train_and_evaluate(single, workdir)
-    assert begun == [2]
-  # The step is named, and what was kept.
+    assert begun == [2, 5]  # The second time for the batch that is kept.
+  # The step is named, and what was kept; replayed, it breaks again.
+  assert f'tools/replay_batch.py --workdir {workdir}.' in str(error.value)
+  replayed = faults.replay(workdir).splitlines()
+  assert replayed[0].startswith('step 5 (segment): ')
+  assert replayed[1] == 'batch: 1 of 3 arrays are not finite: image'
+  assert replayed[2].startswith('state: all of ')
+  assert 'segmentation nan' in replayed[-1]
   assert 'is nan at step 5 (segment)' in str(error.value)
   assert f'of step 4, is kept in {workdir}/checkpoints' in str(error.value)
   assert 'config.train.student.learning_rate' in str(error.value)

@@ -78,3 +78,51 @@ def test_failed_runs_are_named_after_the_others_are_written(
   assert (tmp_path / 'seed_3' / 'results.md').exists()
   assert all('--config.seed=3' in command for command in commands)
   assert all('--config.train.batch_size=8' in command for command in commands)
+
+
+def test_array_tasks_share_the_runs_and_the_last_has_the_whole_table(
+  tmp_path, monkeypatch
+):
+  ran = []
+
+  def fake_run(command, stdout, stderr):
+    option = '--config.data.category='
+    category = next(c for c in command if c.startswith(option))
+    ran.append(category.removeprefix(option))
+    folder = os.path.join(command[-1], ran[-1])
+    os.makedirs(folder)
+    with open(os.path.join(folder, 'results.json'), 'w') as file:
+      json.dump({'pixel_auroc': 0.5}, file)
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setattr(sweep.subprocess, 'run', fake_run)
+  for task in ('3', '4'):
+    share = sweep.array_share(
+      {
+        'SLURM_ARRAY_TASK_ID': task,
+        'SLURM_ARRAY_TASK_MIN': '3',
+        'SLURM_ARRAY_TASK_MAX': '4',
+        'SLURM_ARRAY_TASK_COUNT': '2',
+      }
+    )
+    found = sweep.run(
+      'configs/mvtec.py',
+      ('a', 'b', 'c'),
+      seeds=(0,),
+      workdir=str(tmp_path),
+      share=share,
+    )
+    assert list(found[0]) == (['a', 'c'] if task == '3' else ['a', 'b', 'c'])
+  assert ran == ['a', 'c', 'b']
+
+
+def test_without_an_array_one_runs_all_and_a_gap_is_refused():
+  assert sweep.array_share({}) == (0, 1)
+  array = {
+    'SLURM_ARRAY_TASK_ID': '2',
+    'SLURM_ARRAY_TASK_MIN': '0',
+    'SLURM_ARRAY_TASK_MAX': '4',
+    'SLURM_ARRAY_TASK_COUNT': '3',
+  }
+  with pytest.raises(ValueError, match='--array=0-N'):
+    sweep.array_share(array)

@@ -5,8 +5,10 @@
     -- --config.data.root=data/mvtec
 
 Arguments after `--` go to every run. The same command again runs what is left.
+As a SLURM array (`sbatch --array=0-14 ...`), each task runs its share.
 """
 
+import os
 import runpy
 
 from absl import flags
@@ -34,8 +36,10 @@ def main(argv: list[str]) -> None:
     workdir=_WORKDIR.value,
     processes=_PROCESSES.value,
     overrides=argv[1:],
+    share=sweep.array_share(os.environ),
   )
-  print(sweep.write_summary(found, _WORKDIR.value))
+  if found:
+    print(sweep.write_summary(found, _WORKDIR.value))
 
 
 if __name__ == '__main__':

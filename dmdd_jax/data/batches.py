@@ -18,16 +18,29 @@ from dmdd_jax.data import records as records_lib
 
 
 def eval_batches(
-  records: Sequence[records_lib.Record], size: int, batch_size: int
+  records: Sequence[records_lib.Record],
+  size: int,
+  batch_size: int,
+  shard: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the records in order, ceil(N / batch_size) batches.
 
   Each batch holds image (B, S, S, 3) uint8, mask (B, S, S, 1) uint8 in
   {0, 1}, label (B,) int32 and _mask (B,) float32, 1 for a real row.
+
+  Args:
+    records: N of them.
+    size: S.
+    batch_size: rows over all shards, which it divides over.
+    shard: (index, count) of this process; B is batch_size / count, and every
+      shard yields the same number of batches.
   """
+  index, count = shard
+  share = batch_size // count
 
   def load(start: int) -> dict[str, np.ndarray]:
-    rows = records[start : start + batch_size]
+    start += index * share
+    rows = records[start : start + share]
     images, masks = records_lib.load_arrays(rows, size)
     batch = {
       'image': images,
@@ -35,7 +48,7 @@ def eval_batches(
       'label': np.array([row.label for row in rows], np.int32),
       '_mask': np.ones(len(rows), np.float32),
     }
-    return {key: pad_rows(rows, batch_size) for key, rows in batch.items()}
+    return {key: pad_rows(rows, share) for key, rows in batch.items()}
 
   starts = range(0, len(records), batch_size)
   with concurrent.futures.ThreadPoolExecutor(1) as ahead:

@@ -145,14 +145,20 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-def block_factory(arch: str, dtype: jnp.dtype) -> Callable[..., nn.Module]:
-  """The residual block of `arch`, to be called (features, strides, name=)."""
+def block_factory(
+  arch: str, dtype: jnp.dtype, remat: bool = False
+) -> Callable[..., nn.Module]:
+  """The residual block of `arch`, to be called (features, strides, name=).
+
+  With `remat` its activations are computed again for the gradient instead of
+  being kept.
+  """
   spec = get_spec(arch)
-  if spec.bottleneck:
-    return functools.partial(
-      Bottleneck, dtype=dtype, base_width=spec.base_width
-    )
-  return functools.partial(BasicBlock, dtype=dtype)
+  block = Bottleneck if spec.bottleneck else BasicBlock
+  options = {'base_width': spec.base_width} if spec.bottleneck else {}
+  if remat:
+    block = nn.remat(block, static_argnums=(2,))  # `train`
+  return functools.partial(block, dtype=dtype, **options)
 
 
 class ResNet(nn.Module):
@@ -162,11 +168,13 @@ class ResNet(nn.Module):
     arch: a key of `SPECS`.
     stages: how many of the four stages to run; one output each.
     dtype: of the computation; parameters and statistics stay float32.
+    remat: see `block_factory`.
   """
 
   arch: str = 'resnet18'
   stages: int = 3
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> Sequence[jax.Array]:
@@ -179,7 +187,7 @@ class ResNet(nn.Module):
     Returns:
       A tuple of (B, ceil(H/s), ceil(W/s), C) arrays in `dtype`.
     """
-    block = block_factory(self.arch, self.dtype)
+    block = block_factory(self.arch, self.dtype, self.remat)
     x = conv(64, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(batch_norm(train, self.dtype, name='bn1')(x))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

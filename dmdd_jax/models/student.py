@@ -36,6 +36,7 @@ class Decoder(nn.Module):
   blocks_per_stage: int = 2
   dtype: jnp.dtype = jnp.float32
   first_stage: bool = True
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
     Returns:
       Features shaped as the teacher's taps, in the order of `sizes`.
     """
-    block = resnet.block_factory(self.arch, self.dtype)
+    block = resnet.block_factory(self.arch, self.dtype, self.remat)
     if self.first_stage:
       for i in range(self.blocks_per_stage):
         x = block(512, name=f'layer4_{i}')(x, train)
@@ -72,6 +73,7 @@ class Bottleneck(nn.Module):
 
   arch: str
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -88,7 +90,7 @@ class Bottleneck(nn.Module):
         x = nn.relu(norm(name=f'{name}_bn')(x))
       fused.append(x)
     x = jnp.concatenate(fused, axis=-1)
-    block = resnet.block_factory(self.arch, self.dtype)
+    block = resnet.block_factory(self.arch, self.dtype, self.remat)
     x = block(512, 2, name='layer4_0')(x, train)
     return block(512, name='layer4_1')(x, train)
 
@@ -128,6 +130,7 @@ class Student(nn.Module):
     extra_convs: further 1x1 convolutions per branch.
     stop_abnormality_gradient: the abnormality branch does not train the trunk.
     dtype: of the computation.
+    remat: the residual blocks' activations are computed again for the gradient.
   """
 
   arch: str = 'resnet18'
@@ -135,6 +138,7 @@ class Student(nn.Module):
   extra_convs: int = 0
   stop_abnormality_gradient: bool = False
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -158,21 +162,20 @@ class Student(nn.Module):
       ValueError: unknown trunk.
     """
     sizes = [tap.shape[1:3] for tap in taps]
+    options = {'dtype': self.dtype, 'remat': self.remat}
     if self.trunk == 'encoder_decoder':
-      encoder = resnet.ResNet(self.arch, 4, self.dtype, name='encoder')
+      encoder = resnet.ResNet(self.arch, 4, name='encoder', **options)
       deepest = encoder(images, train)[-1]
-      decoder = Decoder(self.arch, dtype=self.dtype, name='decoder')
+      decoder = Decoder(self.arch, name='decoder', **options)
       features = decoder(deepest, sizes, train)
     elif self.trunk == 'reverse':
-      embedding = Bottleneck(self.arch, self.dtype, name='bottleneck')(
+      embedding = Bottleneck(self.arch, name='bottleneck', **options)(
         jax.lax.stop_gradient(taps), train
       )
-      decoder = Decoder(
-        self.arch, dtype=self.dtype, first_stage=False, name='decoder'
-      )
+      decoder = Decoder(self.arch, first_stage=False, name='decoder', **options)
       features = decoder(embedding, sizes, train)
     elif self.trunk == 'encoder':
-      encoder = resnet.ResNet(self.arch, len(taps), self.dtype, name='encoder')
+      encoder = resnet.ResNet(self.arch, len(taps), name='encoder', **options)
       features = encoder(images, train)
     else:
       raise ValueError(

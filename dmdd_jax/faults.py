@@ -1,0 +1,129 @@
+"""A step whose loss is not finite: what is kept of it, and its replay.
+
+`WORKDIR/fault` holds `batch.npz`, the whole global batch, and `state`, a
+checkpoint of the state that the step began with.
+
+Synopsis:
+
+  faults.save('runs/mvtec/screw', step, state, meta, batch)
+  print(faults.replay('runs/mvtec/screw'))
+"""
+
+from collections.abc import Mapping
+import os
+import shutil
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dmdd_jax import checkpoint
+from dmdd_jax import sharding
+from dmdd_jax import steps
+from dmdd_jax import train_state
+from dmdd_jax.models import dmdd
+
+_NAMED = 5  # How many arrays a line spells out.
+
+
+def save(
+  workdir: str,
+  step: int,
+  state: train_state.TrainState,
+  meta: Mapping[str, Any],
+  batch: Mapping[str, np.ndarray] | None,
+) -> None:
+  """Keeps a step's batch and state in WORKDIR/fault, in place of another's.
+
+  Args:
+    workdir: of the category.
+    step: which took the batch.
+    state: before it.
+    meta: 'config', 'phase' and 'found', what was not finite.
+    batch: global; None in processes that write no files.
+
+  Raises:
+    CheckpointError, OSError: it cannot be written.
+  """
+  folder = os.path.join(workdir, 'fault')
+  if batch is not None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    np.savez(os.path.join(folder, 'batch.npz'), **batch)
+  checkpoint.barrier(folder)
+  manager = checkpoint.open_manager(os.path.join(folder, 'state'), keep=1)
+  try:
+    checkpoint.save(manager, step, state, meta)
+  finally:
+    checkpoint.close(manager)
+
+
+def replay(workdir: str | os.PathLike) -> str:
+  """Takes the step of WORKDIR/fault again, on one device.
+
+  Returns:
+    Lines that say what is not finite: of the batch, the state, the losses and
+    the gradient, each by name.
+
+  Raises:
+    CheckpointError: there is no fault, or it cannot be read.
+  """
+  folder = os.path.join(os.path.abspath(workdir), 'fault')
+  if not os.path.isdir(folder):
+    raise checkpoint.CheckpointError(
+      f'{workdir} holds no fault/: name the folder of the category whose'
+      ' training stopped at a loss that was not finite'
+    )
+  meta, state = _load(folder)
+  config = ml_collections.ConfigDict(meta['config'])
+  with np.load(os.path.join(folder, 'batch.npz')) as file:
+    batch = dict(file)
+  parts = steps.PHASES[meta['phase']]
+  take = jax.jit(
+    lambda state, batch: steps.gradients(
+      config, dmdd.from_config(config), parts, state, batch
+    )
+  )
+  metrics, grads, _ = take(state, batch)
+  lines = [f'step {int(state.step)} ({meta["phase"]}): {meta["found"]}']
+  for name, tree in (
+    ('batch', batch),
+    ('state', state),
+    ('losses', metrics),
+    ('gradient', grads),
+  ):
+    lines.append(f'{name}: {_describe(tree)}')
+  values = ', '.join(f'{k} {float(v):.6g}' for k, v in metrics.items())
+  return '\n'.join([*lines, values])
+
+
+def _load(folder: str) -> tuple[dict[str, Any], train_state.TrainState]:
+  manager = checkpoint.open_manager(os.path.join(folder, 'state'))
+  try:
+    meta = checkpoint.read_meta(manager)
+    config = ml_collections.ConfigDict(meta['config'])
+    abstract = jax.eval_shape(
+      lambda: train_state.create(
+        config, dmdd.from_config(config), jax.random.key(0)
+      )
+    )
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    like = sharding.abstract_replicated(abstract, mesh)
+    return meta, checkpoint.restore(manager, like)
+  finally:
+    checkpoint.close(manager)
+
+
+def _describe(tree: Any) -> str:
+  """Which arrays of a tree are not finite, by path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  bad = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, leaf in leaves
+    if not np.all(np.isfinite(np.asarray(leaf, np.float64)))
+  ]
+  if not bad:
+    return f'all of {len(leaves)} arrays are finite'
+  named = ', '.join(bad[:_NAMED]) + (', ...' if len(bad) > _NAMED else '')
+  return f'{len(bad)} of {len(leaves)} arrays are not finite: {named}'

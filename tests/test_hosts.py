@@ -1,0 +1,188 @@
+"""Several processes, and groups of devices, against one process."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import program_helpers
+import pytest
+
+from dmdd_jax import evaluate
+from dmdd_jax import hosts
+from dmdd_jax import preemption
+from dmdd_jax.models import resnet
+
+FIGURES = ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro')
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.getbasetemp() / 'compiled'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_network():
+  """That of killed_main.py, to read its checkpoints."""
+  with pytest.MonkeyPatch.context() as patch:
+    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False)
+    patch.setitem(resnet.SPECS, 'resnet18', spec)
+    yield
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  root = tmp_path_factory.mktemp('data')
+  surface = program_helpers.write_data(root)
+  for name in ('b', 'c', 'd'):
+    shutil.copytree(surface, root / name)
+  return root
+
+
+def _arguments(data, workdir, *more):
+  return [
+    f'--config.data.root={data}',
+    f'--workdir={workdir}',
+    # Rates at which rounding stays rounding.
+    '--config.train.student.kind=sgd',
+    '--config.train.head.kind=sgd',
+    '--config.train.microbatch=2',
+    *more,
+  ]
+
+
+@pytest.fixture(scope='module')
+def one(data, cache, tmp_path_factory):
+  """The folder of a run of one process with two devices."""
+  workdir = tmp_path_factory.mktemp('one')
+  arguments = _arguments(data, workdir, '--profile_steps=1:3')
+  process = program_helpers.start_main(arguments, cache, devices=2)
+  (status,), (said,) = program_helpers.finish(process)
+  assert status == 0, said
+  return workdir
+
+
+def _read(workdir, category='surface'):
+  return json.loads((workdir / category / 'results.json').read_text())
+
+
+def _check_same(workdir, expected):
+  """Weights and figures, but for the order in which two numbers are added."""
+  found, like = (
+    evaluate.load_workdir(folder / 'surface')[1]
+    for folder in (workdir, expected)
+  )
+  for a, b in zip(
+    jax.tree.leaves((found.params, found.batch_stats)),
+    jax.tree.leaves((like.params, like.batch_stats)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  found, like = _read(workdir), _read(expected)
+  for name in FIGURES:
+    assert found[name] == pytest.approx(like[name], abs=1e-4), name
+  for name in ('image_threshold', 'pixel_threshold'):
+    threshold = found['calibration'][name]
+    assert threshold == pytest.approx(like['calibration'][name], rel=1e-3)
+
+
+def test_two_processes_are_as_one_with_two_devices(data, cache, one, tmp_path):
+  """Training, checkpoints and evaluation; and one process goes on."""
+  two = tmp_path / 'two'
+  processes = program_helpers.start_processes(_arguments(data, two), cache)
+  statuses, said = program_helpers.finish(*processes)
+  assert statuses == [0, 0], said
+  _check_same(two, one)
+  # The first process alone wrote tables, pictures and events.
+  assert 'process 1 of 2, 1 devices here of 2' in said[1]
+  assert 'results in' in said[0] and 'results in' not in said[1]
+  assert len(list((two / 'surface').glob('events.out.*'))) == 1
+  scores = (two / 'surface' / 'scores.csv').read_text().splitlines()
+  expected = (one / 'surface' / 'scores.csv').read_text().splitlines()
+  assert len(scores) == len(expected)  # Every image once.
+  # What two have saved, one goes on with.
+  os.remove(two / 'surface' / 'results.json')
+  shutil.rmtree(two / 'surface' / 'checkpoints' / '6')
+  process = program_helpers.start_main(_arguments(data, two), cache, devices=2)
+  (status,), (said,) = program_helpers.finish(process)
+  assert status == 0 and 'restored step 4' in said, said
+  _check_same(two, one)
+
+
+def test_steps_are_traced_where_asked(one):
+  assert list((one / 'surface' / 'plugins' / 'profile').glob('*/*.xplane.pb'))
+
+
+def test_one_of_two_told_to_end_both_save_and_leave(data, cache, one, tmp_path):
+  """Then two go on with what one had saved, and what both had."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(one, workdir)
+  os.remove(workdir / 'surface' / 'results.json')
+  for step in (4, 6):
+    shutil.rmtree(workdir / 'surface' / 'checkpoints' / str(step))
+  arguments = _arguments(data, workdir)
+  processes = program_helpers.start_processes(arguments, cache, die='step 2 15')
+  statuses, said = program_helpers.finish(*processes)
+  assert statuses == [preemption.STATUS] * 2, said
+  left = {
+    line for text in said for line in text.splitlines() if ': saved' in line
+  }
+  steps = {line.partition('saved step ')[2].split()[0] for line in left}
+  assert len(steps) == 1, said
+  assert steps <= set(os.listdir(workdir / 'surface' / 'checkpoints'))
+  processes = program_helpers.start_processes(arguments, cache)
+  statuses, said = program_helpers.finish(*processes)
+  assert statuses == [0, 0], said
+  _check_same(workdir, one)
+
+
+def test_four_categories_on_four_groups_are_as_one_after_the_other(
+  data, cache, tmp_path
+):
+  folders = {}
+  for groups in (1, 4):
+    folders[groups] = tmp_path / str(groups)
+    arguments = _arguments(
+      data,
+      folders[groups],
+      '--config.data.category=surface,b,c,d',
+      f'--config.mesh.category_groups={groups}',
+    )
+    process = program_helpers.start_main(arguments, cache, devices=groups)
+    (status,), (said,) = program_helpers.finish(process)
+    assert status == 0, said
+  tables = [
+    json.loads((folder / 'results.json').read_text())
+    for folder in folders.values()
+  ]
+  assert list(tables[0]) == list(tables[1])
+  assert list(tables[0]) == ['surface', 'b', 'c', 'd', 'mean']
+  for category in tables[0]:
+    for name in FIGURES:
+      expected = tables[0][category][name]
+      assert tables[1][category][name] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+  'given', [('here:1', None, None), ('here:1', 2, 2), (None, 2, 0)]
+)
+def test_flags_that_do_not_go_together_are_refused(given):
+  with pytest.raises(ValueError, match='--coordinator=HOST:PORT'):
+    hosts.initialize(*given)
+
+
+def test_nothing_given_and_no_cluster_is_one_process(monkeypatch):
+  monkeypatch.setattr(hosts, '_in_cluster', lambda: False)
+  hosts.initialize()
+  assert not jax.distributed.is_initialized()
+
+
+def test_a_slurm_step_of_tasks_and_a_tpu_host_are_known(monkeypatch):
+  assert hosts._in_cluster({'SLURM_STEP_NUM_TASKS': '2'})
+  # A script of sbatch is one process, whatever it asked for.
+  assert not hosts._in_cluster({'SLURM_NTASKS': '2', 'JAX_PLATFORMS': 'cpu'})
+  monkeypatch.setattr(os.path, 'exists', lambda path: path == '/dev/accel0')
+  monkeypatch.setattr(hosts.importlib.util, 'find_spec', lambda name: name)
+  assert hosts._in_cluster({})
+  assert not hosts._in_cluster({'JAX_PLATFORMS': 'cpu'})

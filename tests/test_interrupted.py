@@ -1,0 +1,94 @@
+"""A training that is really killed ends as if it had not been."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import program_helpers
+import pytest
+
+from dmdd_jax import evaluate
+from dmdd_jax import preemption
+from dmdd_jax.models import resnet
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.getbasetemp() / 'compiled'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_network():
+  """That of killed_main.py, to read its checkpoints."""
+  with pytest.MonkeyPatch.context() as patch:
+    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False)
+    patch.setitem(resnet.SPECS, 'resnet18', spec)
+    yield
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  root = tmp_path_factory.mktemp('data')
+  program_helpers.write_data(root)
+  return root
+
+
+@pytest.fixture(scope='module')
+def run(data, cache):
+  def run(workdir, die=None):
+    arguments = [f'--config.data.root={data}', f'--workdir={workdir}']
+    process = program_helpers.start_main(arguments, cache, die=die)
+    (status,), (said,) = program_helpers.finish(process)
+    return status, said
+
+  return run
+
+
+def _checkpoints(workdir):
+  return sorted(os.listdir(workdir / 'surface' / 'checkpoints'))
+
+
+def _results(workdir):
+  results = json.loads((workdir / 'surface' / 'results.json').read_text())
+  for name in ('wall_time_s', 'finished'):
+    del results[name]
+  return results
+
+
+def test_killed_at_several_moments_it_ends_as_if_it_had_not_been(run, tmp_path):
+  """Bit for bit, though one kill comes in the middle of a save."""
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  status, said = run(whole)
+  assert status == 0, said
+  # Before there is any checkpoint.
+  assert run(killed, 'step 1 9')[0] == -signal.SIGKILL
+  assert _checkpoints(killed) == []
+  # In the middle of the first save: what there is of it is no checkpoint.
+  assert run(killed, 'save 2 9')[0] == -signal.SIGKILL
+  assert '2' not in _checkpoints(killed)
+  # Told to end: it takes the step it is at, saves, and says so.
+  status, said = run(killed, 'step 2 15')
+  assert status == preemption.STATUS, said
+  assert 'SIGTERM: saved step 3 of 6' in said and 'exit status 75' in said
+  assert _checkpoints(killed) == ['2', '3']
+  # In the other phase, after a save.
+  assert run(killed, 'step 5 9')[0] == -signal.SIGKILL
+  status, said = run(killed)
+  assert status == 0, said
+  assert 'restored step 4' in said
+  states = [
+    evaluate.load_workdir(folder / 'surface')[1] for folder in (whole, killed)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  assert _results(whole) == _results(killed)
+  # Its newest checkpoint damaged, it goes on from the one before.
+  again = shutil.copytree(killed, tmp_path / 'again')
+  os.remove(again / 'surface' / 'results.json')
+  os.truncate(again / 'surface/checkpoints/6/state/manifest.ocdbt', 10)
+  status, said = run(again)
+  assert status == 0, said
+  assert 'checkpoints/6 cannot be read' in said and 'restored step 4' in said
+  assert _results(again) == _results(whole)
