@@ -142,10 +142,12 @@ def _storage_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-  """The end of the first line, where TensorStore says what went wrong."""
+  """The first line, without where in its source TensorStore raised it."""
   line = (str(error).splitlines() or [''])[0]
-  if len(line) > 200:
-    line = f'...{line[-200:]}'
+  for detail in (' [source locations=', ' [tensorstore_spec='):
+    line = line.partition(detail)[0]
+  if len(line) > 300:
+    line = f'{line[:100]} ... {line[-200:]}'
   return f'{type(error).__name__}: {line}'
 
 

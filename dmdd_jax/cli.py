@@ -57,9 +57,14 @@ def use_compilation_cache() -> None:
 
 
 def _is_ours(record: std_logging.LogRecord) -> bool:
-  """Keeps other packages' progress out of the log, not their warnings."""
+  """Keeps other packages' progress out of the log, not their warnings.
+
+  A traceback of theirs is of an error that they raise as well.
+  """
   ours = os.path.dirname(os.path.abspath(__file__))
-  return record.levelno > std_logging.INFO or record.pathname.startswith(ours)
+  if record.pathname.startswith(ours):
+    return True
+  return record.levelno > std_logging.INFO and not record.exc_info
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -8,13 +8,14 @@ Synopsis:
   with preemption.watched():
     ...
     if preemption.received():
-      raise preemption.Preempted('saved; the same command goes on')
+      preemption.leave('saved step 12 in runs/demo/surface/checkpoints')
 """
 
 from collections.abc import Iterator
 import contextlib
 import signal
 import threading
+from typing import NoReturn
 
 from absl import logging
 import jax
@@ -28,17 +29,17 @@ _noted = threading.Event()
 class Preempted(SystemExit):
   """Everything is saved; ends the process with exit status `STATUS`."""
 
-  def __init__(self, message: str):
-    super().__init__(STATUS)
-    self._message = message
-
-  def __str__(self) -> str:
-    return self._message
-
 
 def received() -> bool:
   """Whether SIGTERM came while this process was watched."""
   return _noted.is_set()
+
+
+def leave(done: str) -> NoReturn:
+  """Says what was done and how to go on, and raises `Preempted`."""
+  message = 'SIGTERM: %s; the same command goes on (exit status %d)'
+  logging.warning(message, done, STATUS)
+  raise Preempted(STATUS)
 
 
 def _note(signum: int, frame: object) -> None:
@@ -63,8 +64,5 @@ def watched() -> Iterator[None]:
   signal.signal(signal.SIGTERM, _note)
   try:
     yield
-  except Preempted as error:
-    logging.warning('%s', error)
-    raise
   finally:
     signal.signal(signal.SIGTERM, before)

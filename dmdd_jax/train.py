@@ -251,11 +251,8 @@ class Trainer:
         self._save(done, clock)
       if leave:
         checkpoint.wait(self.manager)
-        raise preemption.Preempted(
-          f'SIGTERM: saved step {done} of {train.total_steps} in'
-          f' {self.directory}; the same command goes on from there (exit'
-          f' status {preemption.STATUS})'
-        )
+        saved = f'saved step {done} of {train.total_steps}'
+        preemption.leave(f'{saved} in {self.directory}')
 
   def _told_to_leave(self, done: int) -> bool:
     """Whether this process, or any of several, was sent SIGTERM."""
@@ -618,10 +615,7 @@ def _run_category(
 ) -> Mapping[str, Any]:
   """The results of a category, which is trained unless it is finished."""
   if preemption.received():
-    raise preemption.Preempted(
-      'SIGTERM: left before the next category; the same command goes on (exit'
-      f' status {preemption.STATUS})'
-    )
+    preemption.leave('ended before the next category')
   finished = read_finished(config, directory)
   if finished is None:
     return train_and_evaluate(config, directory, mesh, profile_steps)[1]

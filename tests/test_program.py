@@ -118,9 +118,10 @@ def _stop(monkeypatch, step, action):
   """Calls `action(batch)` before a step; returns where trainings began."""
   original, begun = train.Trainer.batches, []
 
-  def batches(self, first_step):
+  def batches(self, first_step, shard=None):
     begun.append(first_step)
-    for number, batch in enumerate(original(self, first_step), first_step):
+    found = original(self, first_step, shard)
+    for number, batch in enumerate(found, first_step):
       yield action(batch) if number == step else batch
 
   monkeypatch.setattr(train.Trainer, 'batches', batches)

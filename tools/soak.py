@@ -25,29 +25,22 @@ _KILLS = flags.DEFINE_integer('kills', 10, 'Half by SIGKILL, half by SIGTERM.')
 _EVERY = flags.DEFINE_integer('checkpoint_every', 100, 'Steps.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-_SMALL = {
-  'data.image_size': 32,
-  'head.width': 4,
-  'head.dilations': '(1, 2)',
-  'train.batch_size': 4,
-  'train.keep_checkpoints': 1,
-}
-
 
 def start(workdir: str) -> subprocess.Popen:
   """Starts or continues a training in a folder, its log beside it."""
   fields = {
-    **_SMALL,
     'data.root': os.path.join(_WORKDIR.value, 'data'),
+    'data.image_size': 32,
+    'head.width': 4,
+    'head.dilations': '(1, 2)',
+    'train.batch_size': 4,
     'train.total_steps': _STEPS.value,
     'train.distill_steps': _STEPS.value // 2,
     'train.checkpoint_every': _EVERY.value,
   }
-  config = os.path.join(_HERE, '..', 'configs', 'demo.py')
-  command = [sys.executable, '-m', 'dmdd_jax.main', '--config', config]
+  command = [sys.executable, '-m', 'dmdd_jax.main', '--workdir', workdir]
+  command += ['--config', 'configs/demo.py']
   command += [f'--config.{name}={value}' for name, value in fields.items()]
-  command += ['--workdir', workdir]
   with open(f'{workdir}.log', 'a') as log:
     return subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -65,13 +58,10 @@ def watch(process: subprocess.Popen) -> tuple[float, list[int]]:
 
 def wait_for_steps(process: subprocess.Popen, log: str) -> None:
   """Waits until a training that was just started says that it takes steps."""
-  begun = os.path.getsize(log)
-  while process.poll() is None:
-    with open(log) as file:
-      file.seek(begun)
-      if 'steps/s' in file.read():
-        return
-    time.sleep(0.2)
+  with open(log) as file:
+    file.seek(0, os.SEEK_END)
+    while process.poll() is None and 'steps/s' not in file.read():
+      time.sleep(0.2)
 
 
 def main(argv: list[str]) -> None:
@@ -83,9 +73,8 @@ def main(argv: list[str]) -> None:
   seconds, memory = watch(process)
   if process.returncode:
     sys.exit(f'error: the training failed; see {whole}.log')
-  half = len(memory) // 2
-  print(f'left alone: {seconds:.0f} s; MB at half and in the end:', end=' ')
-  print(f'{memory[half]}, {memory[-2]}; peak {max(memory)}')
+  held = f'{memory[len(memory) // 2]} MB at half, {memory[-2]} MB at the end'
+  print(f'left alone: {seconds:.0f} s, {held}')
   rng = random.Random(_SEED.value)
   for kill in range(_KILLS.value):
     process = start(killed)
@@ -94,8 +83,7 @@ def main(argv: list[str]) -> None:
     how = (signal.SIGKILL, signal.SIGTERM)[kill % 2]
     process.send_signal(how)
     status = process.wait()
-    folder = os.path.join(killed, 'surface', 'checkpoints')
-    saved = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    saved = sorted(os.listdir(os.path.join(killed, 'surface', 'checkpoints')))
     print(f'{how.name}: exit status {status}, checkpoints {saved}', flush=True)
   if start(killed).wait():
     sys.exit(f'error: the training failed; see {killed}.log')
