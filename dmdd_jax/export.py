@@ -1,0 +1,298 @@
+"""From a checkpoint to one file that other programs run.
+
+  stablehlo  jax.export for cpu, cuda and tpu; `exported.load` runs it
+  onnx       for onnxruntime and others; needs the extra `onnx`
+
+A file is written only after it was read back and gave the checkpoint's scores
+and maps on real images.
+
+Synopsis:
+
+  metadata = export.export('runs/mvtec/screw', 'stablehlo', 'screw.dmdd')
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from typing import Any
+
+from absl import logging
+from flax import traverse_util
+import jax
+from jax import export as jax_export
+import numpy as np
+
+from dmdd_jax import evaluate
+from dmdd_jax import exported
+from dmdd_jax import onnx_writer
+from dmdd_jax import predict
+from dmdd_jax import provenance
+from dmdd_jax import steps
+from dmdd_jax import train_state
+from dmdd_jax.data import layouts
+from dmdd_jax.data import maps as map_files
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.models import dmdd
+
+FORMATS = ('stablehlo', 'onnx')
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+# Of scores and maps: of the checkpoint's value where that is above 1.
+TOLERANCE = 1e-4
+_IMAGES = 8
+
+# Prepared uint8 images (N, S, S, 3) in, scores (N,) and maps (N, S, S) out.
+Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class ExportError(ValueError):
+  """An export does not give what its checkpoint gives; nothing is written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What is exported.
+
+  Attributes:
+    function: (weights, uint8 images (N, S, S, 3)) -> {'score', 'map'}.
+    weights: of the function, by name.
+    metadata: what a file says of itself.
+  """
+
+  function: Callable[..., dict[str, jax.Array]]
+  weights: dict[str, np.ndarray]
+  metadata: dict[str, Any]
+
+
+def export(
+  workdir: str | os.PathLike,
+  file_format: str,
+  output: str | os.PathLike,
+  images: str | None = None,
+  step: int | None = None,
+) -> dict[str, Any]:
+  """Writes a checkpoint as one file, if it equals the checkpoint.
+
+  Args:
+    workdir: a trained category's folder.
+    file_format: one of `FORMATS`.
+    output: the file; its folder is made.
+    images: a file, a folder or a glob to compare on; normal training images
+      if None.
+    step: which checkpoint, by default the newest.
+
+  Returns:
+    The file's metadata; 'verified' has the differences found.
+
+  Raises:
+    ExportError: scores or maps differ by more than `TOLERANCE`.
+    CheckpointError, MissingDataError, BadImageError: as elsewhere.
+  """
+  if file_format not in FORMATS:
+    raise ValueError(
+      f'--format={file_format!r}: choose one of {", ".join(FORMATS)}'
+    )
+  config, state, calibration, meta = evaluate.load_workdir(workdir, step)
+  pictures = [
+    records_lib.read_image(path, None)
+    for path in _comparison_files(config, images)
+  ]
+  inspector = predict.Inspector(config, state, calibration)
+  trained = describe(inspector, state, meta['teacher_fingerprint'])
+  write, read = {
+    'stablehlo': (write_stablehlo, exported.load),
+    'onnx': (write_onnx, load_onnx),
+  }[file_format]
+  output = os.path.abspath(output)
+  os.makedirs(os.path.dirname(output), exist_ok=True)
+  partial = f'{output}.partial'
+  try:
+    write(trained, partial)
+    verified = compare(inspector, read(partial), pictures)
+    trained.metadata['verified'] = verified
+    write(trained, partial)
+    os.replace(partial, output)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(partial)
+  logging.info('%s equals the checkpoint: %s', output, verified)
+  return trained.metadata
+
+
+def compare(
+  inspector: predict.Inspector, run: Runner, images: Sequence[np.ndarray]
+) -> dict[str, Any]:
+  """Scores and maps of a runner beside the checkpoint's, in two batch sizes.
+
+  Args:
+    inspector: the checkpoint.
+    run: what was exported.
+    images: uint8 (H, W, 3), of any sizes; at least one.
+
+  Returns:
+    How many images, on which platform, and the largest differences.
+
+  Raises:
+    ExportError: a difference is above `TOLERANCE`, or not finite.
+  """
+  expected = inspector(images)
+  side = inspector.config.data.image_size
+  rows = np.stack([records_lib.resize_image(image, side) for image in images])
+  largest = {'score': 0.0, 'map': 0.0}
+  for count in sorted({1, len(images)}):
+    scores, maps = run(rows[:count])
+    for index, truth in enumerate(expected[:count]):
+      anomaly_map = map_files.resize_map(maps[index], truth.map.shape)
+      pairs = {
+        'score': (scores[index], truth.score),
+        'map': (anomaly_map, truth.map),
+      }
+      for name, (found, wanted) in pairs.items():
+        difference = float(np.max(np.abs(found - wanted)))
+        allowed = TOLERANCE * max(1.0, float(np.max(np.abs(wanted))))
+        if not difference <= allowed:  # NaN is above, too.
+          raise ExportError(
+            f'the {name} of image {index} in a batch of {count} differs from'
+            f" the checkpoint's by {difference:.3g}; at most {allowed:.3g} is"
+            ' allowed. Nothing was written.'
+          )
+        largest[name] = max(largest[name], difference)
+  return {
+    'images': len(images),
+    'platform': jax.default_backend(),
+    'tolerance': TOLERANCE,
+    'largest_score_difference': largest['score'],
+    'largest_map_difference': largest['map'],
+  }
+
+
+def describe(
+  inspector: predict.Inspector,
+  state: train_state.TrainState,
+  teacher_fingerprint: str,
+) -> Trained:
+  """The function of a checkpoint, its weights, and what is said of it."""
+  config, calibration = inspector.config, inspector.calibration
+  model = dmdd.from_config(config)
+  variables = jax.tree.map(np.asarray, dict(train_state.variables(state)))
+
+  def function(
+    weights: dict[str, jax.Array], images: jax.Array
+  ) -> dict[str, jax.Array]:
+    found = steps.predict_step(
+      model,
+      config.eval,
+      traverse_util.unflatten_dict(weights, sep='/'),
+      calibration.fusion,
+      images,
+    )
+    return {'score': found.score, 'map': found.map}
+
+  side = config.data.image_size
+  metadata = {
+    'category': config.data.category,
+    'step': inspector.step,
+    'arch': config.teacher.arch,
+    'trunk': config.student.trunk,
+    'head': config.head.kind,
+    'dtype': config.dtype,
+    'input': {
+      'name': 'images',
+      'layout': 'NHWC',
+      'dtype': 'uint8',
+      'shape': ['batch', side, side, 3],
+      'range': [0, 255],
+      'channels': 'RGB',
+      'resize': 'Pillow BILINEAR (antialiased), aspect ratio not kept',
+    },
+    'outputs': {
+      'score': 'float32 (batch,), higher is more anomalous',
+      'map': f'float32 (batch, {side}, {side}), higher is more anomalous',
+    },
+    'image_threshold': _finite(calibration.image_threshold),
+    'pixel_threshold': _finite(calibration.pixel_threshold),
+    'calibration_images': calibration.images,
+    'teacher_fingerprint': teacher_fingerprint,
+    'versions': provenance.versions(),
+    'git_revision': provenance.git_revision(),
+  }
+  weights = traverse_util.flatten_dict(variables, sep='/')
+  return Trained(function, weights, metadata)
+
+
+def write_stablehlo(trained: Trained, path: str) -> None:
+  """Writes function, weights and metadata as one archive of numpy arrays."""
+  (batch,) = jax_export.symbolic_shape('batch')
+  weights = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trained.weights
+  )
+  shape = (batch, *trained.metadata['input']['shape'][1:])
+  function = jax_export.export(jax.jit(trained.function), platforms=PLATFORMS)(
+    weights, jax.ShapeDtypeStruct(shape, np.uint8)
+  )
+  metadata = {
+    'format': exported.FORMAT,
+    'platforms': list(PLATFORMS),
+    'calling_convention': function.calling_convention_version,
+    **trained.metadata,
+  }
+  document = json.dumps(metadata, allow_nan=False).encode()
+  with open(path, 'wb') as file:  # numpy would append .npz to a name.
+    np.savez(
+      file,
+      **{
+        exported.METADATA: np.frombuffer(document, np.uint8),
+        exported.FUNCTION: np.frombuffer(function.serialize(), np.uint8),
+      },
+      **trained.weights,
+    )
+
+
+def write_onnx(trained: Trained, path: str) -> None:
+  """Writes an ONNX model; nested metadata are JSON in its properties."""
+  if trained.metadata['dtype'] != 'float32':
+    raise ExportError(
+      f'config.dtype is {trained.metadata["dtype"]!r}; ONNX is written for'
+      ' float32 alone. Use --format=stablehlo.'
+    )
+  onnx_writer.write(
+    path,
+    lambda images: trained.function(trained.weights, images),
+    trained.metadata['input']['shape'][1:],
+    trained.metadata,
+  )
+
+
+def load_onnx(path: str | os.PathLike) -> Runner:
+  """An onnxruntime session on the CPU behind the signature of a runner."""
+  import onnxruntime  # Of an extra.
+
+  session = onnxruntime.InferenceSession(
+    os.fspath(path), providers=['CPUExecutionProvider']
+  )
+
+  def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    score, anomaly_map = session.run(['score', 'map'], {'images': images})
+    return score, anomaly_map
+
+  return run
+
+
+def _finite(value: float) -> float | None:
+  """JSON has no NaN."""
+  return value if math.isfinite(value) else None
+
+
+def _comparison_files(config: Any, images: str | None) -> list[str]:
+  """What to compare on: the named files, or normal training images."""
+  if images:
+    return predict.list_inputs(images)
+  try:
+    dataset = layouts.list_dataset(config.data)
+  except (OSError, ValueError) as error:
+    raise records_lib.MissingDataError(
+      f'no images to compare on ({error}); name some with --images'
+    ) from error
+  return [record.image for record in dataset.train[:_IMAGES]]

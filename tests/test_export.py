@@ -1,0 +1,264 @@
+"""Exported files: equal to the checkpoint, refused if not, read by little."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import model_helpers
+import numpy as np
+from PIL import Image
+import program_helpers
+import pytest
+
+from dmdd_jax import calibration as calibration_lib
+from dmdd_jax import evaluate
+from dmdd_jax import export
+from dmdd_jax import exported
+from dmdd_jax import steps
+from dmdd_jax.models import dmdd
+
+FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.4, 1.0, 1.0)
+
+
+def make_trained(threshold=0.5, **changes):
+  """What `evaluate.load_workdir` returns, with weights of numpy."""
+  config = model_helpers.tiny_config(eval__batch_size=3, **changes)
+  state = model_helpers.make_state(config, dmdd.from_config(config))
+  calibration = calibration_lib.Calibration(
+    FUSION, threshold, threshold, 1.0, 4
+  )
+  return config, state, calibration, {'teacher_fingerprint': 'none'}
+
+
+def make_images(folder, count=3):
+  """Images of several sizes; returns the folder."""
+  rng = np.random.default_rng(0)
+  os.makedirs(folder, exist_ok=True)
+  for index in range(count):
+    shape = (24 + 17 * index, 50 - 9 * index, 3)
+    Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(
+      os.path.join(folder, f'{index}.png')
+    )
+  return os.fspath(folder)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  with program_helpers.compiled_once(tmp_path_factory.mktemp('xla')):
+    yield
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """Makes `load_workdir` find a model of some config."""
+
+  def set_up(**changes):
+    found = make_trained(**changes)
+    monkeypatch.setattr(evaluate, 'load_workdir', lambda *_: found)
+
+  return set_up
+
+
+@pytest.fixture(scope='module')
+def stablehlo(tmp_path_factory):
+  """(file, its metadata, folder of images)."""
+  folder = tmp_path_factory.mktemp('stablehlo')
+  images = make_images(folder / 'images')
+  path = folder / 'model.dmdd'
+  with pytest.MonkeyPatch.context() as patch:
+    found = make_trained()
+    patch.setattr(evaluate, 'load_workdir', lambda *_: found)
+    metadata = export.export('unused', 'stablehlo', path, images)
+  return path, metadata, images
+
+
+def test_the_file_equals_the_checkpoint_and_says_what_it_is(stablehlo):
+  path, metadata, _ = stablehlo
+  assert metadata['verified']['images'] == 3
+  assert metadata['verified']['largest_map_difference'] < export.TOLERANCE
+  found = exported.load(path).metadata
+  assert found['verified'] == metadata['verified']
+  assert found['platforms'] == ['cpu', 'cuda', 'tpu']
+  assert found['input']['shape'] == ['batch', 32, 32, 3]
+  assert found['image_threshold'] == 0.5 and found['arch'] == 'resnet18'
+
+
+def _run(code):
+  """What a process of its own prints."""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'PYTHONPATH': program_helpers.REPOSITORY},
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_the_loader_needs_jax_and_numpy_alone(stablehlo):
+  path, _, images = stablehlo
+  code = f"""
+import sys
+
+class Blocked:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in (
+      'absl', 'clu', 'cv2', 'etils', 'flax', 'ml_collections', 'onnx', 'optax',
+      'orbax', 'PIL', 'tensorflow', 'tensorflow_datasets',
+    ):
+      raise ImportError('blocked: ' + name)
+
+sys.meta_path.insert(0, Blocked())
+import json
+import numpy as np
+from dmdd_jax import exported
+
+model = exported.load({os.fspath(path)!r})
+scores, maps = model(np.full((2, 32, 32, 3), 90, np.uint8))
+print(json.dumps([scores.tolist(), maps.shape, model.verdict(scores[0])]))
+"""
+  scores, shape, verdict = json.loads(_run(code))
+  assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+  assert shape == [2, 32, 32] and verdict in ('good', 'defective')
+
+
+def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch):
+  trained()
+  images = make_images(tmp_path / 'images', 1)
+  right = exported.Model.__call__
+
+  def wrong(self, pictures):
+    scores, maps = right(self, pictures)
+    return scores, maps + np.float32(1e-2)
+
+  monkeypatch.setattr(exported.Model, '__call__', wrong)
+  (tmp_path / 'model.dmdd').write_text('older')
+  with pytest.raises(export.ExportError, match='the map of image 0'):
+    export.export('unused', 'stablehlo', tmp_path / 'model.dmdd', images)
+  assert (tmp_path / 'model.dmdd').read_text() == 'older'
+  assert sorted(os.listdir(tmp_path)) == ['images', 'model.dmdd']
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path, stablehlo):
+  path, _, _ = stablehlo
+  broken = tmp_path / 'broken.dmdd'
+  with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
+    exported.load(broken)
+  whole = path.read_bytes()
+  for content in (b'', b'text', whole[: len(whole) // 2]):
+    broken.write_bytes(content)
+    with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
+      exported.load(broken)
+
+
+def test_bad_flags_are_named(trained, tmp_path):
+  with pytest.raises(ValueError, match='stablehlo, onnx'):
+    export.export('unused', 'savedmodel', tmp_path / 'model')
+  trained(data__root=str(tmp_path / 'nowhere'))
+  with pytest.raises(FileNotFoundError, match='--images'):
+    export.export('unused', 'stablehlo', tmp_path / 'model')
+
+
+def test_images_of_another_size_are_refused(stablehlo):
+  model = exported.load(stablehlo[0])
+  for images in (np.zeros((1, 9, 9, 3), np.uint8), np.zeros((1, 32, 32, 3))):
+    with pytest.raises(ValueError, match=r'\(N, 32, 32, 3\)'):
+      model(images)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'student__trunk': 'reverse', 'eval__smoothing_sigma': 1.0},
+    {'student__trunk': 'encoder_decoder', 'head__kind': 'destseg'},
+    {'head__input': 'products'},
+    {'head__kind': 'none', 'student__extra_convs': 1},
+  ],
+  ids=lambda changes: '-'.join(str(value) for value in changes.values()),
+)
+def test_onnx_equals_the_checkpoint(trained, tmp_path, changes):
+  onnx = pytest.importorskip('onnx', reason='the extra onnx is not installed')
+  pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
+  trained(**changes)
+  path = tmp_path / 'model.onnx'
+  images = make_images(tmp_path / 'images')
+  metadata = export.export('unused', 'onnx', path, images)
+  assert metadata['verified']['images'] == 3
+  model = onnx.load(path)
+  onnx.checker.check_model(model, full_check=True)
+  found = {prop.key: prop.value for prop in model.metadata_props}
+  assert json.loads(found['input']) == metadata['input']
+  assert float(found['image_threshold']) == 0.5 and found['opset'] == '18'
+  pools = [node for node in model.graph.node if node.op_type == 'MaxPool']
+  pads = {a.name: list(a.ints) for a in pools[0].attribute}['pads']
+  assert len(pools) == 1 and pads == [1, 1, 1, 1]
+
+
+@pytest.fixture(scope='module')
+def onnx_file(tmp_path_factory):
+  """(file, folder of images)."""
+  pytest.importorskip('onnx', reason='the extra onnx is not installed')
+  pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
+  folder = tmp_path_factory.mktemp('onnx')
+  images = make_images(folder / 'images')
+  with pytest.MonkeyPatch.context() as patch:
+    found = make_trained()
+    patch.setattr(evaluate, 'load_workdir', lambda *_: found)
+    export.export('unused', 'onnx', folder / 'model.onnx', images)
+  return folder / 'model.onnx', images
+
+
+def test_both_files_can_be_served(stablehlo, onnx_file):
+  pytest.importorskip('fastapi', reason='the extra serve is not installed')
+  from dmdd_jax import serve
+
+  rng = np.random.default_rng(2)
+  images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+  scores, maps = exported.load(stablehlo[0])(images)
+  for path in (stablehlo[0], onnx_file[0]):
+    model = serve.open_model(path)
+    assert (model.image_size, model.image_threshold) == (32, 0.5)
+    assert model.category == make_trained()[0].data.category
+    found_scores, found_maps = model.run(images)
+    np.testing.assert_allclose(found_scores, scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found_maps, maps, rtol=1e-4, atol=1e-4)
+
+
+def test_an_onnx_file_is_served_without_jax(onnx_file):
+  pytest.importorskip('fastapi', reason='the extra serve is not installed')
+  code = f"""
+import sys
+
+class Blocked:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in (
+      'cv2', 'etils', 'flax', 'jax', 'matplotlib', 'onnx', 'orbax', 'scipy',
+      'tensorflow',
+    ):
+      raise ImportError('blocked: ' + name)
+
+sys.meta_path.insert(0, Blocked())
+import numpy as np
+from dmdd_jax import cli
+from dmdd_jax import serve
+
+model = serve.open_model({os.fspath(onnx_file[0])!r})
+print(model.run(np.zeros((2, 32, 32, 3), np.uint8))[1].shape)
+"""
+  assert _run(code).strip() == '(2, 32, 32)'
+
+
+def test_onnx_names_what_it_cannot_write(tmp_path):
+  pytest.importorskip('onnx', reason='the extra onnx is not installed')
+  from dmdd_jax import onnx_writer
+
+  with pytest.raises(onnx_writer.UnknownPrimitiveError, match='sin'):
+    onnx_writer.write(
+      str(tmp_path / 'x.onnx'),
+      lambda x: {'score': jax.numpy.sin(x.astype('float32'))},
+      (4, 4, 3),
+      {},
+    )
