@@ -184,17 +184,15 @@ def read_newest(
   """
   if step is not None:
     return read(_existing(manager, step))
-  damaged = []
-  while damaged != (steps := sorted(manager.all_steps(), reverse=True)):
-    candidate = steps[len(damaged)]
+  _existing(manager, None)
+  steps = sorted(manager.all_steps(), reverse=True)
+  for candidate in steps:
     try:
       return read(candidate)
     except DamagedError as error:
       logging.warning('%s; trying the checkpoint before it', error)
-      damaged.append(candidate)
-  _existing(manager, None)
   raise CheckpointError(
-    f'no checkpoint in {manager.directory} can be read: {damaged} are damaged;'
+    f'no checkpoint in {manager.directory} can be read: {steps} are damaged;'
     ' use another --workdir to start again, or remove them'
   )
 

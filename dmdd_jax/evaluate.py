@@ -151,16 +151,17 @@ class Predictor:
     """Predicts (N, S, S, 3) of the model's input side, N <= rows."""
     count = len(images)
     rows = batches.pad_rows(images, self._rows)
-    rows = {'image': sharding.local_rows(self.mesh, rows)}
-    found = self._run(state, fusion, sharding.to_global(self.mesh, rows))
+    found = self._run(state, fusion, sharding.local_rows(self.mesh, rows))
     return jax.tree.map(lambda x: x[:count], found)
 
   def _run(
     self,
     state: train_state.TrainState,
     fusion: steps.Fusion,
-    batch: Mapping[str, jax.Array],
+    rows: np.ndarray,
   ) -> steps.Prediction:
+    """Predicts this process's rows of a batch; all rows, as numpy arrays."""
+    batch = sharding.to_global(self.mesh, {'image': rows})
     variables = train_state.variables(state)
     found = self._step(variables, fusion, batch['image'])
     return sharding.to_host(self.mesh, found)
@@ -184,9 +185,8 @@ class Predictor:
         yield batch, self(state, fusion, batch['image'])
       return
     for rows in batches.eval_batches(records, size, self.batch_size, shard):
-      rows = sharding.to_global(self.mesh, rows)
-      found = self._run(state, fusion, rows)
-      batch = sharding.to_host(self.mesh, rows)
+      found = self._run(state, fusion, rows['image'])
+      batch = sharding.whole_rows(self.mesh, rows)
       # Only the last rows of the last batch are padding.
       count = int(batch['_mask'].sum())
       yield jax.tree.map(lambda x, count=count: x[:count], (batch, found))
@@ -237,8 +237,7 @@ def evaluate(
   """All metrics of a test set.
 
   Args:
-    predictor: of the config; all processes of its mesh measure the same, and
-      the first of them writes.
+    predictor: of the config. All processes measure the same, process 0 writes.
     state: the trained state.
     calibration: stored with it.
     records: the test images; the folder of an image decides its label.
@@ -257,7 +256,7 @@ def evaluate(
   """
   config = predictor.config
   check_options(config.eval)
-  if not sharding.is_writer(predictor.mesh):
+  if jax.process_index():
     pictures = maps = report = None
   with contextlib.ExitStack() as stack:
     stores = {
@@ -595,7 +594,7 @@ def evaluate_workdir(
   metrics |= provenance.describe(
     config, meta, step=int(state.step), seconds=time.time() - started
   )
-  if sharding.is_writer(predictor.mesh):
+  if jax.process_index() == 0:
     results_lib.write_json(os.path.join(output, 'results.json'), metrics)
   return metrics
 

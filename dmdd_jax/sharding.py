@@ -66,11 +66,6 @@ def shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
   return members.index(jax.process_index()), len(members)
 
 
-def is_writer(mesh: jax.sharding.Mesh) -> bool:
-  """Whether this process writes tables and pictures for those of the mesh."""
-  return shard(mesh)[0] == 0
-
-
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Every device holds the whole array."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -115,6 +110,15 @@ def to_host(mesh: jax.sharding.Mesh, tree: Any) -> Any:
   if len(processes(mesh)) > 1:
     tree = _gather(mesh)(tree)
   return jax.tree.map(np.asarray, tree)
+
+
+def whole_rows(
+  mesh: jax.sharding.Mesh, rows: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+  """The rows of all processes of the mesh: what `local_rows` undoes."""
+  if len(processes(mesh)) == 1:
+    return rows
+  return to_host(mesh, to_global(mesh, rows))
 
 
 @functools.cache

@@ -159,7 +159,7 @@ class Trainer:
       self.state = sharding.replicate(self.mesh, state)
       self.meta: dict[str, Any] = {}
       self._resume()
-      if sharding.is_writer(self.mesh):
+      if jax.process_index() == 0:
         path = os.path.join(self.workdir, 'config.json')
         results_lib.write_json(path, config.to_dict())
     except BaseException:
@@ -171,7 +171,7 @@ class Trainer:
 
     self.writer = metric_writers.MultiWriter(
       [metric_writers.SummaryWriter(self.workdir)]
-      if sharding.is_writer(self.mesh)
+      if jax.process_index() == 0
       else []
     )
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
@@ -270,8 +270,10 @@ class Trainer:
     for step, metrics in pending:
       for name, value in metrics.items():
         if not np.isfinite(value):
-          state = self.state.replace(step=np.int32(step))
+          phase = steps.phase(self.config, step)
           found = f'{name} is {value} at step {step} ({phase})'
+          # It has stood still since that step.
+          state = self.state.replace(step=-1 - self.state.step)
           raise self._non_finite(found, step, phase, state)
     names = pending[-1][1]
     means = {
@@ -298,7 +300,7 @@ class Trainer:
     if last is None:
       left = 'There is no checkpoint yet.'
     batch = None
-    if sharding.is_writer(self.mesh):
+    if jax.process_index() == 0:
       batch = next(self.batches(step, shard=(0, 1)))
       batch = {k: batch[k] for k in ('image', 'normal', 'mask')}
     meta = {'config': self.config.to_dict(), 'phase': phase, 'found': found}
@@ -398,7 +400,7 @@ class Trainer:
     metrics |= provenance.describe(
       self.config, self.meta, step=int(self.state.step), seconds=seconds
     )
-    if sharding.is_writer(self.mesh):
+    if jax.process_index() == 0:
       path = os.path.join(self.workdir, 'results.json')
       results_lib.write_json(path, metrics)
       logging.info('results in %s', path)
@@ -406,8 +408,10 @@ class Trainer:
 
   def close(self) -> None:
     """Waits for the checkpoint being saved and ends all threads."""
-    self.writer.close()
-    checkpoint.close(self.manager)
+    try:
+      self.writer.close()
+    finally:
+      checkpoint.close(self.manager)
 
 
 class Clock:

@@ -193,10 +193,11 @@ def mean_gap(a, b):
   return jnp.mean(jnp.abs(a - b))
 
 
-def fake_step(parts, batch, **options):
+def fake_step(parts, batch, microbatch=0, **options):
   """One step of the fake model: the new state and the metrics."""
   config = model_helpers.tiny_config(
-    **{f'loss__{name}': value for name, value in options.items()}
+    train__microbatch=microbatch,
+    **{f'loss__{name}': value for name, value in options.items()},
   )
   zero = jnp.float32(0.0)
   optimizers = {part: optax.sgd(0.5) for part in ('student', 'head')}
@@ -272,6 +273,36 @@ def test_the_head_is_trained_on_the_anomalous_image(parts, on_normal):
   if parts == ('head',):
     assert state.params['student']['weight'] == 1.0
     assert metrics['loss'] == metrics['segmentation']
+
+
+def test_parts_make_the_update_of_the_whole_batch():
+  """Rows that differ, in three parts; the statistics are the last part's."""
+  batch = model_helpers.make_batch(size=8, batch=6)
+  whole, expected = fake_step(('student', 'head'), batch)
+  state, metrics = fake_step(('student', 'head'), batch, microbatch=2)
+  assert metrics.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+  found, weight = (s.params['head']['weight'] for s in (state, whole))
+  assert abs(weight - 1.0) > 1e-4
+  np.testing.assert_allclose(found - 1.0, weight - 1.0, rtol=1e-5)
+  for part in ('student', 'head'):
+    assert whole.batch_stats[part]['rows'] == 6
+    assert state.batch_stats[part]['rows'] == 2
+  np.testing.assert_allclose(state.batch_stats['student']['gap'], 0, atol=1e-6)
+  assert state.step == 1
+
+
+@pytest.mark.parametrize('microbatch', [0, 2])
+def test_the_state_stands_still_at_a_loss_that_is_not_finite(microbatch):
+  """And says so in the place of its step."""
+  batch = model_helpers.make_batch(size=8, batch=4)
+  batch['image'][1, 2, 3] = np.nan
+  state, metrics = fake_step(('student', 'head'), batch, microbatch)
+  assert np.isnan(metrics['loss'])
+  assert state.step == -1
+  assert state.params['head']['weight'] == 1.0
+  assert state.batch_stats['head']['rows'] == 0
 
 
 # --- the real model ----------------------------------------------------------
