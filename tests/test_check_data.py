@@ -171,6 +171,8 @@ def test_no_such_category_names_those_there(nut):
 
 
 def test_the_sheet_shows_normal_anomalous_and_mask(nut, tmp_path):
+  _truncate(nut)  # The sheet is of what is left.
+  _lose_mask(nut)
   path = tmp_path / 'out' / 'sheet.png'
   options = synthesis.Options(image_size=32, region_share=1.0)
   check.write_sheet(str(path), nut.parent, 'nut', options, count=5)

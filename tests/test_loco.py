@@ -39,7 +39,7 @@ def root(tmp_path):
   red, mask = black.copy(), black[..., 0].copy()
   red[8:12, 8:12, 0], mask[8:12, 8:16] = 255, 1
   for path in pushpins.glob('*/*/*.png'):
-    Image.fromarray(red if 'anomalies' in str(path) else black).save(path)
+    Image.fromarray(black if path.parent.name == 'good' else red).save(path)
   truth = pushpins / 'ground_truth'
   for path in truth.glob('*/000/001.png'):
     path.unlink()

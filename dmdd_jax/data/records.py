@@ -121,7 +121,7 @@ def list_mvtec(root: str | os.PathLike, category: str) -> Dataset:
   """
   root = files.absolute(root)
   folder = _category_folder(root, category)
-  train = _list_good(folder)
+  train = list_good(folder)
   test_root = os.path.join(folder, 'test')
   test, unmasked = [], []
   defects = files.folders(test_root) if os.path.isdir(test_root) else ()
@@ -168,8 +168,13 @@ def _category_folder(root: str, category: str) -> str:
   )
 
 
-def _list_good(folder: str) -> tuple[Record, ...]:
-  """Returns the records of train/good, or raises when there are none."""
+def list_good(folder: str) -> tuple[Record, ...]:
+  """Lists train/good of the folder of a category in the MVTec AD layout.
+
+  Raises:
+    MissingDataError: there is no such folder.
+    DatasetError: it holds no image.
+  """
   good = os.path.join(folder, 'train', GOOD)
   expected = (
     f'expected defect-free training images ({" ".join(SUFFIXES)}) directly in '

@@ -32,7 +32,8 @@ def load(source: str, size: int, *, limit: int, seed: int) -> np.ndarray:
     source: a folder, searched recursively; 'tfds:dtd'; or '' for procedural
       textures.
     size: height and width of the result.
-    limit: at most so many, chosen by file name and seed; 0 is all of them.
+    limit: at most so many, chosen by file name and seed; 0 is all of them, and
+      200 procedural ones.
     seed: of the choice, or of the procedural textures.
 
   Returns:
@@ -42,12 +43,13 @@ def load(source: str, size: int, *, limit: int, seed: int) -> np.ndarray:
     MissingDataError, DatasetError, BadImageError: nothing usable is there.
   """
   if not source:
+    count = min(limit or _PROCEDURAL, _PROCEDURAL)
     logging.info(
       'config.data.textures is not set: anomalies are filled with %d'
       ' procedural textures',
-      _PROCEDURAL,
+      count,
     )
-    return surfaces.procedural_textures(_PROCEDURAL, size, seed)
+    return surfaces.procedural_textures(count, size, seed)
   if source.startswith('tfds:'):
     found = _load_tfds(source, size, limit, seed)
   else:
