@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from dmdd_jax.models import initial
 from dmdd_jax.models import resnet
 
 # The taps of the teacher: layer1, layer2, layer3.
@@ -188,21 +189,21 @@ def from_torch(
 
 def _random(arch: str, image_channels: int, seed: int) -> dict:
   """He-initialised variables, the same for the same seed."""
+  return initial.draw(_abstract(arch, image_channels), [seed])
+
+
+def _abstract(arch: str, image_channels: int) -> dict:
+  """The shapes of the teacher's variables."""
   model = resnet.ResNet(arch, stages=STAGES)
   image = jax.ShapeDtypeStruct((1, 32, 32, image_channels), jnp.float32)
-  # Without the forward pass, and compiled per shape rather than as a whole:
-  # a second call costs nothing.
-  variables = model.lazy_init(jax.random.key(seed), image)
-  return jax.tree.map(lambda x: np.asarray(x, np.float32), dict(variables))
+  return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 def _leaves(
   arch: str, image_channels: int
 ) -> list[tuple[tuple[str, ...], str, jax.ShapeDtypeStruct]]:
   """(path in the Flax tree, torchvision's name, shape) of every variable."""
-  model = resnet.ResNet(arch, stages=STAGES)
-  image = jax.ShapeDtypeStruct((1, 32, 32, image_channels), jnp.float32)
-  tree = jax.eval_shape(model.init, jax.random.key(0), image)
+  tree = _abstract(arch, image_channels)
   leaves = []
   for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
     path = tuple(key.key for key in keys)

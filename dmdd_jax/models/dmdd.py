@@ -19,8 +19,10 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from dmdd_jax import losses
+from dmdd_jax.models import initial
 from dmdd_jax.models import resnet
 from dmdd_jax.models import segmentation
 from dmdd_jax.models import student as student_lib
@@ -195,6 +197,13 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
 
 
 def init(model: DMDD, rng: jax.Array, image_size: int) -> dict[str, Any]:
-  """Initialises all variables; `image_size` is a side in pixels, >= 32."""
+  """Initialises all variables; `image_size` is a side in pixels, >= 32.
+
+  They are NumPy's (see `initial`); under a transformation like `jax.jit` or
+  `jax.eval_shape`, Flax's own of the same distributions.
+  """
   images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-  return jax.jit(model.init)(rng, images)
+  if isinstance(rng, jax.core.Tracer):
+    return model.init(rng, images)
+  abstract = jax.eval_shape(model.init, rng, images)
+  return initial.draw(abstract, np.asarray(jax.random.key_data(rng)).tolist())

@@ -1,0 +1,102 @@
+"""Initial weights against what the modules themselves declare."""
+
+import jax
+import jax.numpy as jnp
+import model_helpers
+import numpy as np
+import pytest
+
+from dmdd_jax.models import dmdd
+from dmdd_jax.models import initial
+
+IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+# Standard deviation of a standard normal number between -2 and 2.
+TRUNCATED = 0.87962566
+
+
+def _abstract(config):
+  model = dmdd.from_config(config)
+  return model, jax.eval_shape(model.init, jax.random.key(0), IMAGE)
+
+
+def _names(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize(
+  ('trunk', 'head'),
+  [
+    ('reverse', 'multi_perception'),
+    ('encoder_decoder', 'destseg'),
+    ('encoder', 'none'),
+  ],
+)
+def test_each_leaf_has_the_distribution_its_module_declares(
+  trunk, head, monkeypatch
+):
+  """Flax's initialisers, run with constants for random numbers, tell it."""
+  config = model_helpers.tiny_config(student__trunk=trunk, head__kind=head)
+  model, abstract = _abstract(config)
+  monkeypatch.setattr(
+    'jax._src.random.normal',
+    lambda key, shape, dtype, **_: jnp.full(shape, 1.0, dtype),
+  )
+  # Negative, to tell the two apart.
+  monkeypatch.setattr(
+    'jax._src.random.truncated_normal',
+    lambda key, low, high, shape, dtype, **_: jnp.full(
+      shape, -TRUNCATED, dtype
+    ),
+  )
+  declared = _names(model.lazy_init(jax.random.key(0), IMAGE))
+  drawn = _names(initial.draw(abstract, [3]))
+  assert declared.keys() == drawn.keys()
+  for name, value in drawn.items():
+    expected = declared[name].ravel()[0]
+    assert value.dtype == np.float32 and value.shape == declared[name].shape
+    if not name.endswith("['kernel']"):
+      np.testing.assert_array_equal(value, declared[name])
+      continue
+    # Five standard errors of a mean and of a standard deviation.
+    assert abs(value.mean()) < 5 * abs(expected) / np.sqrt(value.size), name
+    assert abs(value.std() / abs(expected) - 1) < 5 / np.sqrt(2 * value.size)
+    bound = 2 * abs(expected) / TRUNCATED
+    if expected < 0:
+      assert np.abs(value).max() <= bound * (1 + 1e-6), name
+    elif value.size > 1000:
+      assert np.abs(value).max() > bound, name
+
+
+def test_seed_and_path_decide():
+  _, abstract = _abstract(model_helpers.tiny_config())
+  first, again, other = (initial.draw(abstract, s) for s in ([1], [1], [2]))
+  assert all(model_helpers.leaves_equal(first, again))
+  kernels = [
+    (a, b)
+    for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(other)
+    )
+    if path[-1].key == 'kernel'
+  ]
+  assert all(np.all(a != b) for a, b in kernels)
+  # Kernels of one shape differ too.
+  teacher = first['params']['teacher']['layer1_0']
+  assert np.all(teacher['conv1']['kernel'] != teacher['conv2']['kernel'])
+  # Taking parts away changes nothing of the others.
+  student = {'params': {'student': abstract['params']['student']}}
+  assert all(
+    model_helpers.leaves_equal(
+      initial.draw(student, [1])['params']['student'],
+      first['params']['student'],
+    )
+  )
+
+
+def test_a_key_is_the_seed_and_under_a_transformation_flax_draws():
+  config = model_helpers.tiny_config()
+  model, abstract = _abstract(config)
+  found = dmdd.init(model, jax.random.key(5), 32)
+  assert all(model_helpers.leaves_equal(found, initial.draw(abstract, [0, 5])))
+  shapes = jax.eval_shape(lambda: dmdd.init(model, jax.random.key(5), 32))
+  assert shapes == abstract
