@@ -197,6 +197,11 @@ def _train() -> ml_collections.ConfigDict:
   train.joint = False
   train.student = _optimizer(2e-3)
   train.head = _optimizer(5e-3)
+  # Keep the teacher's features of the defect-free images (x_n) in memory and
+  # run it on x_a alone. On every device, 1.8 MB an image with resnet18 at 256
+  # pixels, 7.3 MB with the wider ones, half in bfloat16; four times that with
+  # synthesis.rotate_90. Not possible with synthesis.rotate_degrees.
+  train.cache_teacher = False
   # Steps between log lines, and between checkpoints.
   train.log_every = 50
   train.checkpoint_every = 500

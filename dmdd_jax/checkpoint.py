@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from dmdd_jax import train_state
 
 # Fields that may differ between a checkpoint and the run that continues it:
-# they change what is logged or read, never what is learnt.
+# they change what is logged, read or kept, never what is learnt.
 FREE_FIELDS = (
   'calibration.',
   'data.root',
@@ -37,6 +37,7 @@ FREE_FIELDS = (
   'mesh.',
   'student.remat',
   'teacher.weights',
+  'train.cache_teacher',
   'train.checkpoint_every',
   'train.keep_checkpoints',
   'train.log_every',

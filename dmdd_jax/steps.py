@@ -1,8 +1,10 @@
 """The pure steps of training and prediction, and how they are jitted.
 
 A batch is a dict of arrays (see docs/method.md): `image` (B, S, S, 3) is x_a,
-`normal` x_n, `mask` (B, S, S, 1). Shapes are global: over a mesh every mean is
-taken over all devices, batch-norm statistics too, by jit's partitioner.
+`normal` x_n, `mask` (B, S, S, 1); in place of `normal` there may be
+`normal_taps`, the teacher's features of x_n (see `TeacherCache`). Shapes are
+global: over a mesh every mean is taken over all devices, batch-norm statistics
+too, by jit's partitioner.
 
 Synopsis:
 
@@ -19,6 +21,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from dmdd_jax import losses
@@ -96,6 +99,18 @@ def distillation_loss(
   return total, metrics
 
 
+def _teach(
+  model: dmdd.DMDD, variables: Mapping[str, Any], batch: Batch
+) -> tuple[dmdd.Features, dmdd.Features]:
+  """The teacher's features of x_n and of x_a, in one pass."""
+  image = batch['image']
+  if 'normal_taps' in batch:
+    return batch['normal_taps'], model.apply(variables, image, method='teach')
+  both = jnp.concatenate([batch['normal'], image])
+  taps = model.apply(variables, both, method='teach')
+  return _split(taps, image.shape[0])
+
+
 def _student_pass(
   config: ml_collections.ConfigDict,
   model: dmdd.DMDD,
@@ -108,15 +123,13 @@ def _student_pass(
     The loss, its terms, the student's new statistics, and (normality,
     abnormality, taps) of x_a for the head.
   """
-  image, normal, mask = batch['image'], batch['normal'], batch['mask']
+  image, mask = batch['image'], batch['mask']
   size = image.shape[0]
-  taps = model.apply(
-    variables, jnp.concatenate([normal, image]), method='teach'
-  )
-  taps_normal, taps_image = _split(taps, size)
+  taps_normal, taps_image = _teach(model, variables, batch)
   inputs, seen, target = image, taps_image, taps_normal
   if config.loss.on_normal:
-    inputs, seen = jnp.concatenate([normal, image]), taps
+    inputs = jnp.concatenate([batch['normal'], image])
+    seen = tuple(map(jnp.concatenate, zip(taps_normal, taps_image)))
     target = tuple(jnp.concatenate([t, t]) for t in taps_normal)
     mask = jnp.concatenate([jnp.zeros_like(mask), mask])
   (normality, abnormality), updated = model.apply(
@@ -206,10 +219,10 @@ def _accumulated(
   """
   rows = config.train.microbatch
   count = batch['image'].shape[0] // rows
-  pieces = {
-    key: jnp.moveaxis(x.reshape(rows, count, *x.shape[1:]), 1, 0)
-    for key, x in batch.items()
-  }
+  pieces = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(rows, count, *x.shape[1:]), 1, 0),
+    dict(batch),
+  )
 
   def add(carry, piece):
     total, stats = carry
@@ -289,6 +302,54 @@ def make_train_steps(
     )
 
   return {name: jitted(parts) for name, parts in PHASES.items()}
+
+
+class TeacherCache:
+  """The teacher's features of a fixed set of images, on every device.
+
+  cache = TeacherCache(model, mesh, variables, images, batch_size=32)
+  batch['normal_taps'] = cache(rows)  # The features of images[rows].
+  """
+
+  def __init__(
+    self,
+    model: dmdd.DMDD,
+    mesh: jax.sharding.Mesh,
+    variables: Mapping[str, Any],
+    images: np.ndarray,
+    batch_size: int,
+  ):
+    """Computes the features of images (M, S, S, 3) uint8, M >= 1."""
+    replicated = sharding.replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=replicated)
+    def teach(variables, rows):
+      return model.apply(
+        variables, rows.astype(jnp.float32) / 255.0, method='teach'
+      )
+
+    parts = []
+    for start in range(0, len(images), batch_size):
+      rows = images[start : start + batch_size]
+      edges = [(0, batch_size - len(rows))] + [(0, 0)] * 3
+      found = jax.device_get(teach(variables, np.pad(rows, edges)))
+      parts.append([tap[: len(rows)] for tap in found])
+    taps = tuple(np.concatenate(level) for level in zip(*parts))
+    self.taps = sharding.replicate(mesh, taps)
+    self._look_up = jax.jit(
+      lambda taps, rows: tuple(jnp.take(tap, rows, axis=0) for tap in taps),
+      in_shardings=(replicated, sharding.batched(mesh)),
+      out_shardings=sharding.batched(mesh),
+    )
+
+  def __call__(self, rows: jax.Array) -> tuple[jax.Array, ...]:
+    """The features of some rows (B,) int32 of the images, over the mesh."""
+    return self._look_up(self.taps, rows)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes on each device."""
+    return sum(tap.nbytes for tap in self.taps)
 
 
 @struct.dataclass

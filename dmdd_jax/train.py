@@ -227,14 +227,20 @@ class Trainer:
       'parameters of the student and head\n%s',
       parameter_overview.get_parameter_overview(self.state.params),
     )
+    cache = self._teacher_cache(first)
     clock = Clock(first, train.total_steps)
     profile = range(
       max(first, profile.start), min(profile.stop, train.total_steps)
     )
     for step, batch in enumerate(self.batches(first), first):
       phase = steps.phase(self.config, step)
-      batch = {k: batch[k] for k in ('image', 'normal', 'mask')}
-      batch = sharding.to_global(self.mesh, batch)
+      keys = ('image', 'normal', 'mask', 'view')
+      batch = sharding.to_global(self.mesh, {k: batch[k] for k in keys})
+      view = batch.pop('view')
+      if phase == 'segment':
+        cache = None  # Its memory is free again: no phase follows this one.
+      if cache is not None:
+        batch['normal_taps'] = cache(view)
       if profile and step == profile.start:
         jax.profiler.start_trace(self.workdir)
       self.state, metrics = self.step_functions[phase](self.state, batch)
@@ -259,6 +265,28 @@ class Trainer:
     if jax.distributed.is_initialized():
       return checkpoint.reached_preemption(self.manager, done)
     return preemption.received()
+
+  def _teacher_cache(self, step: int) -> steps.TeacherCache | None:
+    """The teacher's features of all x_n, if they are asked for and used."""
+    config = self.config
+    if not config.train.cache_teacher or steps.phase(config, step) == 'segment':
+      return None
+    from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
+
+    views = pipeline.views(self.data.images, pipeline.options(config))
+    cache = steps.TeacherCache(
+      self.model,
+      self.mesh,
+      train_state.variables(self.state),
+      views,
+      config.train.batch_size,
+    )
+    logging.info(
+      "the teacher's features of %d images: %.0f MB on each device",
+      len(views),
+      cache.nbytes / 1e6,
+    )
+    return cache
 
   def _log(self, phase: str, done: int, clock: 'Clock') -> None:
     """Writes the pending steps' mean metrics; stops where one is not finite.
@@ -519,7 +547,13 @@ def _check_synthesis(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for options that no pair can be made with."""
   from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
 
-  pipeline.options(config)
+  options = pipeline.options(config)
+  if config.train.cache_teacher and options.rotate_degrees:
+    raise ValueError(
+      'config.train.cache_teacher keeps the features of images that are turned'
+      ' by quarters at most; config.synthesis.rotate_degrees is'
+      f' {options.rotate_degrees}. Set it to 0, or cache_teacher to False.'
+    )
 
 
 def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:

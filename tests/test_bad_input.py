@@ -204,6 +204,13 @@ CONFIGS = {
   ),
   'unknown_flag': (['--wrokdir=x'], ('wrokdir', 'workdir')),
   'unknown_mode': (['--mode=fly'], ('--mode=fly', 'evaluate')),
+  'kept_features_of_turned_images': (
+    [
+      '--config.train.cache_teacher=True',
+      '--config.synthesis.rotate_degrees=5.0',
+    ],
+    ('config.train.cache_teacher', 'rotate_degrees is 5.0', 'False'),
+  ),
   'unknown_trunk': (
     ['--config.student.trunk=tree'],
     ('config.student.trunk', 'tree', 'encoder_decoder'),

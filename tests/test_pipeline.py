@@ -13,7 +13,7 @@ from dmdd_jax.data import surfaces
 from dmdd_jax.data import synthesis
 
 SIZE = 32
-KEYS = {'image', 'normal', 'mask', 'label', '_mask'}
+KEYS = {'image', 'normal', 'mask', 'label', '_mask', 'view'}
 
 
 def _bytes(count, seed=0):
@@ -92,6 +92,19 @@ def test_every_normal_is_a_turned_training_image(expected):
     turns = [np.rot90(images, k, (1, 2)) for k in range(4)]
     hits = [np.all(turn == picture, axis=(1, 2, 3)) for turn in turns]
     assert np.sum(hits) == 1
+
+
+@pytest.mark.parametrize('rotate_90', [True, False])
+def test_a_view_is_the_normal_image_to_the_byte(rotate_90):
+  options = _options(rotate_90=rotate_90)
+  views = pipeline.views(_bytes(7), options)
+  assert len(views) == 7 * (4 if rotate_90 else 1) and views.dtype == np.uint8
+  seen = set()
+  for batch in _batches(options=options):
+    expected = views[batch['view']] / np.float32(255)
+    np.testing.assert_array_equal(batch['normal'], expected)
+    seen |= set(batch['view'])
+  assert len(seen) > (10 if rotate_90 else 6)
 
 
 def test_same_seed_same_bytes_at_any_parallelism(expected):

@@ -433,6 +433,42 @@ def test_student_statistics_come_from_the_anomalous_images(programme):
   assert one_metrics[0]['ngm'] != other_metrics[0]['ngm']
 
 
+def test_kept_teacher_features_change_nothing(programme, distilled):
+  """Seven images in batches of four, of which a batch takes some."""
+  images = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), np.uint8)
+  rows = np.array([5, 0, 6, 6], np.int32)
+  batch = {
+    **programme.batch,
+    'normal': images[rows].astype(np.float32) / np.float32(255.0),
+  }
+  expected, expected_metrics = programme.run('distill', 3, batch)
+  cache = steps.TeacherCache(
+    programme.model,
+    programme.mesh,
+    train_state.variables(programme.fresh_state()),
+    images,
+    batch_size=4,
+  )
+  # Taps of 8, 4 and 2 pixels a side, float32.
+  assert cache.nbytes == 7 * 4 * (64 * 64 + 16 * 128 + 4 * 256)
+  found = sharding.to_global(programme.mesh, {'rows': rows})['rows']
+  del batch['normal']
+  batch['normal_taps'] = cache(found)
+  state, metrics = programme.fresh_state(), []
+  for _ in range(3):
+    state, terms = programme.steps['distill'](state, batch)
+    metrics.append(jax.device_get(terms))
+  for one, other in zip(metrics, expected_metrics, strict=True):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), one, other
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    jax.device_get(state.batch_stats),
+    expected.batch_stats,
+  )
+
+
 def test_order_of_rows_does_not_matter(programme, distilled):
   batch = {name: rows[::-1] for name, rows in programme.batch.items()}
   _, metrics = programme.run('distill', 1, batch)

@@ -83,7 +83,8 @@ def train_dataset(
   Returns:
     A dataset of dicts: image, normal (b, S, S, 3) and mask (b, S, S, 1)
     float32, label (b,) int32 (1 = the mask is not empty), _mask (b,) float32
-    of ones.
+    of ones, view (b,) int32, which of `views` the normal image is (without
+    meaning where `options.rotate_degrees` turns it further).
 
   Raises:
     ValueError: no images or textures, sizes that disagree, foregrounds that
@@ -109,7 +110,13 @@ def train_dataset(
     if foreground is not None:
       inside = tf.gather(foreground, examples)
     draws = synthesis.draw(seed, examples, epochs)
-    return _pairs(tf.gather(images, examples), textures, inside, draws, options)
+    pairs = _pairs(
+      tf.gather(images, examples), textures, inside, draws, options
+    )
+    view = tf.cast(examples, tf.int32)
+    if options.rotate_90:
+      view = 4 * view + synthesis.quarters(draws, options)
+    return {**pairs, 'view': view}
 
   steps = tf.data.Dataset.range(first_step, total_steps)
   dataset = steps.map(
@@ -169,6 +176,30 @@ def _pairs(
     'label': label,
     '_mask': tf.ones_like(label, tf.float32),
   }
+
+
+def views(images: np.ndarray, options: synthesis.Options) -> np.ndarray:
+  """All that the normal images of `train_dataset` can be, but small turns.
+
+  Args:
+    images: (N, S, S, 3) uint8.
+    options: of the synthesis.
+
+  Returns:
+    (N, S, S, 3) uint8, or with `options.rotate_90` (4 N, S, S, 3): each image
+    in its four turns.
+  """
+  if not options.rotate_90:
+    return images
+  # In the middle of the draws that mean no small turn and so many quarters.
+  turn = np.stack([np.full(4, 0.5), (np.arange(4) + 0.5) / 4], axis=1)
+  turned = []
+  for image in images:
+    copies = tf.constant(np.repeat(image[None], 4, axis=0), tf.float32) / 255.0
+    draws = {'turn': tf.constant(turn, tf.float32)}
+    found = synthesis.augment(copies, draws, options)
+    turned.append(np.rint(255.0 * found.numpy()).astype(np.uint8))
+  return np.concatenate(turned)
 
 
 def options(config: ml_collections.ConfigDict) -> synthesis.Options:

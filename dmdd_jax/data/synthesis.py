@@ -299,22 +299,27 @@ def augment(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
     return images
   turn = draws['turn']
   angles = (2.0 * turn[:, 0] - 1.0) * math.radians(options.rotate_degrees)
-  quarters = tf.cast(4.0 * turn[:, 1], tf.int32) * int(options.rotate_90)
-  return tf.clip_by_value(_rotate(images, angles, quarters), 0.0, 1.0)
+  turned = _rotate(images, angles, quarters(draws, options))
+  return tf.clip_by_value(turned, 0.0, 1.0)
+
+
+def quarters(draws: Draws, options: Options) -> tf.Tensor:
+  """By how many quarters of a turn `augment` turns each image, (B,) int32."""
+  return tf.cast(4.0 * draws['turn'][:, 1], tf.int32) * int(options.rotate_90)
 
 
 def _rotate(
-  images: tf.Tensor, angles: tf.Tensor, quarters: tf.Tensor
+  images: tf.Tensor, angles: tf.Tensor, turns: tf.Tensor
 ) -> tf.Tensor:
   """Rotates (B, S, S, C) about the centre by radians (B,), bilinear, mirrored.
 
-  By so many `quarters` (B,) int32 of a turn more; these keep values exactly.
+  By `turns` (B,) int32 quarters of a turn more; these keep values exactly.
   """
   center = (images.shape[1] - 1) / 2.0
   cos, sin, zero = tf.cos(angles), tf.sin(angles), tf.zeros_like(angles)
   # From the table of their cosines: tf.cos(pi / 2) is not 0.
   axis = tf.constant([1.0, 0.0, -1.0, 0.0])
-  c, s = tf.gather(axis, quarters), tf.gather(axis, (quarters + 3) % 4)
+  c, s = tf.gather(axis, turns), tf.gather(axis, (turns + 3) % 4)
   cos, sin = cos * c - sin * s, sin * c + cos * s
   x = center - cos * center + sin * center
   y = center - sin * center - cos * center
