@@ -1,30 +1,73 @@
-"""Measures speed and memory, each figure beside a baseline of the same run.
+"""Measures speed and memory, each figure beside a baseline and a limit.
 
   python tools/benchmark.py --suite metrics --output metrics.json
+  python tools/benchmark.py --suite all --output FOLDER
 
-Suites: metrics, input, train, predict, startup. Prints a table.
+Suites: input, train, predict, metrics, startup, growth (writes plots too), or
+all, each in a process of its own, with their tables in FOLDER/tables.md.
 """
+
+import json
+import os
+import subprocess
+import sys
 
 from absl import app
 from absl import flags
 
-from dmdd_jax import benchmark
+from dmdd_jax import benchmark_suites
 from dmdd_jax import cli
 from dmdd_jax.metrics import results
 
-_SUITE = flags.DEFINE_enum('suite', None, benchmark.SUITES, 'What to measure.')
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file to write.')
+_SUITE = flags.DEFINE_enum(
+  'suite', None, [*benchmark_suites.SUITES, 'all'], 'What to measure.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file, or folder for all.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each measurement.')
+_SIZE = flags.DEFINE_integer('size', 256, 'Side of the images, in pixels.')
+_TORCH = flags.DEFINE_string(
+  'torch_python', '', 'A Python with torch, to compare the train step with.'
+)
+_PICTURES = flags.DEFINE_string('pictures', 'docs', 'Where plots go.')
 
 
 def main(argv: list[str]) -> None:
   """Measures, writes and prints."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  report = benchmark.run(_SUITE.value, _REPEATS.value)
+  if _SUITE.value == 'all':
+    run_all(argv[0])
+    return
+  cli.use_compilation_cache()
+  options = benchmark_suites.Options(
+    _REPEATS.value, _SIZE.value, _TORCH.value, _PICTURES.value
+  )
+  report = benchmark_suites.run(_SUITE.value, options)
   if _OUTPUT.value:
     results.write_json(_OUTPUT.value, report)
-  print(benchmark.format_report(report))
+  print(report['table'])
+
+
+def run_all(program: str) -> None:
+  """Every suite, one after another; a failed one does not stop the rest."""
+  folder, tables = _OUTPUT.value or 'benchmark', []
+  os.makedirs(folder, exist_ok=True)
+  given = [f'--{n}={flags.FLAGS[n].value}' for n in ('repeats', 'size')]
+  given += [
+    f'--{n}={flags.FLAGS[n].value}' for n in ('torch_python', 'pictures')
+  ]
+  failed = []
+  for suite in benchmark_suites.SUITES:
+    path = os.path.join(folder, f'{suite}.json')
+    command = [sys.executable, program, f'--suite={suite}', f'--output={path}']
+    if subprocess.run([*command, *given], check=False).returncode:
+      failed.append(suite)
+      continue
+    with open(path) as file:
+      tables.append(f'### {suite}\n\n{json.load(file)["table"]}')
+  results.write_text(os.path.join(folder, 'tables.md'), '\n'.join(tables))
+  if failed:
+    sys.exit(f'error: failed suites: {", ".join(failed)}')
 
 
 if __name__ == '__main__':
