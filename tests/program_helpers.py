@@ -120,8 +120,12 @@ def start_main(arguments, cache, devices=1, die=None):
   variables = environment(cache)
   variables['PYTHONPATH'] = os.pathsep.join([REPOSITORY, tests])
   variables['JAX_PLATFORMS'] = 'cpu'
-  flag = f'--xla_force_host_platform_device_count={devices}'
-  variables['XLA_FLAGS'] = flag
+  # Compiling costs more than all that is computed.
+  variables['XLA_FLAGS'] = (
+    f'--xla_force_host_platform_device_count={devices}'
+    ' --xla_backend_optimization_level=0'
+    ' --xla_llvm_disable_expensive_passes=true'
+  )
   if die is not None:
     variables['DIE'] = die
   config = os.path.join(tests, 'tiny_run.py')
