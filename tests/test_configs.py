@@ -312,6 +312,8 @@ def test_an_optimiser_that_cannot_be_built_names_the_field(field, value):
     ('train.keep_checkpoints', 0),
     ('eval.batch_size', 0),
     ('eval.score_top_pixels', 0),
+    ('data.tile_size', 48),
+    ('data.tile_overlap', 1.0),
     ('eval.resolutions', ('original',)),
     ('eval.resolutions', ()),
   ],
