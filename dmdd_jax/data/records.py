@@ -38,6 +38,12 @@ MissingDataError = files.MissingDataError
 DatasetError = files.DatasetError
 BadImageError = files.BadImageError
 GOOD = 'good'
+# What a stranger may send: others (EPS, for one) start programs.
+UPLOAD_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
+
+
+class ImageTooLargeError(BadImageError):
+  """An image has more pixels than are allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +354,39 @@ def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
   """
   image = np.asarray(_read(path, _to_rgb))
   return image if size is None else resize_image(image, size)
+
+
+def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
+  """Reads an image of a stranger, like `read_image`.
+
+  Args:
+    content: of a file in one of `UPLOAD_FORMATS`.
+    max_pixels: a larger image is refused by its header, before it is decoded.
+
+  Returns:
+    uint8 (H, W, 3).
+
+  Raises:
+    ImageTooLargeError: it has more pixels.
+    BadImageError: it is no such image, or damaged.
+  """
+  try:
+    with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as file:
+      if file.width * file.height > max_pixels:
+        raise ImageTooLargeError(
+          f'the image has {file.width} x {file.height} pixels; at most'
+          f' {max_pixels} are allowed'
+        )
+      return np.asarray(_to_rgb(ImageOps.exif_transpose(file), file.format))
+  except BadImageError:
+    raise
+  except Image.DecompressionBombError as error:
+    raise ImageTooLargeError(str(error)) from error
+  except Image.UnidentifiedImageError:
+    fault = f'is none of {", ".join(UPLOAD_FORMATS)}'
+  except Exception as error:  # As in `_read`.
+    fault = f'cannot be decoded ({str(error) or type(error).__name__})'
+  raise BadImageError(f'the image ({len(content)} bytes) {fault}')
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:

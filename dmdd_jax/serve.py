@@ -1,0 +1,708 @@
+"""An HTTP server and a live page over trained models.
+
+Concurrent requests are answered together: while the device works, what
+arrives waits, and all of it (up to a batch) is the next call.
+
+A served model is the folder of a trained category, or a file of
+tools/export.py; an .onnx file needs neither jax nor Flax.
+
+Synopsis:
+
+  models = [serve.open_model('runs/mvtec/screw'), serve.open_model('nut.onnx')]
+  serve.run(serve.create_app(models), port=8000)
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Callable, Sequence
+import concurrent.futures
+import contextlib
+import dataclasses
+import hmac
+import io
+import json
+import os
+import resource
+import time
+from typing import Annotated, Any, Literal
+
+from absl import logging
+import fastapi
+from fastapi import responses
+import numpy as np
+from PIL import Image
+import prometheus_client
+import pydantic
+from starlette import datastructures
+from starlette import formparsers
+from starlette import requests
+import uvicorn
+
+from dmdd_jax.data import records as records_lib
+
+PAGE = os.path.join(os.path.dirname(__file__), 'serve_page.html')
+_BATCH = 16  # Of exported files; a checkpoint has its own.
+# Headers and, for JSON, quotes around what an image takes.
+_OVERHEAD = 2**16
+
+# Prepared uint8 images (N, S, S, 3) in, scores (N,) and maps (N, S, S) out.
+Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a request may ask for.
+
+  Attributes:
+    bytes: of an image file.
+    pixels: of an image; checked before it is decoded.
+    waiting: requests being read, decoded or waiting for the device; one more
+      gets 503.
+    seconds: a body may take to arrive.
+  """
+
+  bytes: int = 16 * 2**20
+  pixels: int = 50_000_000
+  waiting: int = 128
+  seconds: float = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A trained model that can be served.
+
+  Attributes:
+    category: its name in requests.
+    image_size: side of its input.
+    batch_size: how many images it takes at once.
+    image_threshold: of the verdict; None if not calibrated.
+    pixel_threshold: of the outline; None if not calibrated.
+    run: called from one thread at a time.
+    source: where it came from.
+  """
+
+  category: str
+  image_size: int
+  batch_size: int
+  image_threshold: float | None
+  pixel_threshold: float | None
+  run: Runner
+  source: str
+
+  def verdict(self, score: float) -> str:
+    """'defective' (score >= threshold), 'good', or 'uncalibrated'."""
+    if self.image_threshold is None:
+      return 'uncalibrated'
+    return 'defective' if score >= self.image_threshold else 'good'
+
+
+class ModelInfo(pydantic.BaseModel):
+  """A category that is served."""
+
+  category: str
+  image_size: int
+  image_threshold: float | None
+  pixel_threshold: float | None
+
+
+class Health(pydantic.BaseModel):
+  """The server's state."""
+
+  status: Literal['ok']
+  waiting: int
+
+
+class AnomalyMap(pydantic.BaseModel):
+  """A map of the model's size; `data` is base64.
+
+  png: 8-bit grey, 0 is `low` and 255 is `high`; float32: little-endian rows.
+  """
+
+  format: Literal['png', 'float32']
+  size: int
+  low: float
+  high: float
+  data: str
+
+
+class Inspection(pydantic.BaseModel):
+  """What is said of an image."""
+
+  category: str
+  score: float
+  verdict: Literal['defective', 'good', 'uncalibrated']
+  image_threshold: float | None
+  pixel_threshold: float | None
+  height: int
+  width: int
+  map: AnomalyMap | None
+
+
+class Fault(pydantic.BaseModel):
+  """Why a request was refused."""
+
+  detail: str
+
+
+def open_model(path: str | os.PathLike) -> Model:
+  """Opens a category's folder, or a file of tools/export.py.
+
+  Raises:
+    FileNotFoundError, CheckpointError, ExportedFileError: nothing usable.
+  """
+  path = os.fspath(path)
+  if os.path.isdir(path):
+    return _open_workdir(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(
+      f'{path}: there is no such folder of a trained category, nor such a file'
+      ' of tools/export.py'
+    )
+  return _open_onnx(path) if path.endswith('.onnx') else _open_stablehlo(path)
+
+
+def _open_workdir(path: str) -> Model:
+  from dmdd_jax import predict  # jax is not needed for .onnx files.
+
+  return from_inspector(predict.load(path), path)
+
+
+def from_inspector(inspector: Any, source: str) -> Model:
+  """Serves a `predict.Inspector`; `source` names it in the log."""
+  calibration = inspector.calibration
+
+  def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = inspector(list(images))
+    scores = np.array([result.score for result in found], np.float32)
+    return scores, np.stack([result.map for result in found])
+
+  return Model(
+    category=inspector.config.data.category,
+    image_size=inspector.config.data.image_size,
+    batch_size=inspector.batch_size,
+    image_threshold=_finite(calibration.image_threshold),
+    pixel_threshold=_finite(calibration.pixel_threshold),
+    run=run,
+    source=source,
+  )
+
+
+def _open_stablehlo(path: str) -> Model:
+  from dmdd_jax import exported
+
+  model = exported.load(path)
+
+  def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Each batch size is compiled: there are two of them.
+    rows = 1 if len(images) == 1 else _BATCH
+    padded = np.zeros((rows, *images.shape[1:]), np.uint8)
+    padded[: len(images)] = images
+    scores, maps = model(padded)
+    return scores[: len(images)], maps[: len(images)]
+
+  return _from_metadata(model.metadata, run, path)
+
+
+def _open_onnx(path: str) -> Model:
+  import onnxruntime  # Of an extra.
+
+  session = onnxruntime.InferenceSession(
+    path, providers=['CPUExecutionProvider']
+  )
+  properties = session.get_modelmeta().custom_metadata_map
+  metadata = {'category': properties['category']}
+  for name in ('input', 'image_threshold', 'pixel_threshold'):
+    metadata[name] = json.loads(properties[name])
+
+  def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, maps = session.run(['score', 'map'], {'images': images})
+    return scores, maps
+
+  return _from_metadata(metadata, run, path)
+
+
+def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
+  return Model(
+    category=metadata['category'],
+    image_size=metadata['input']['shape'][1],
+    batch_size=_BATCH,
+    image_threshold=metadata['image_threshold'],
+    pixel_threshold=metadata['pixel_threshold'],
+    run=run,
+    source=path,
+  )
+
+
+def _finite(value: float) -> float | None:
+  return float(value) if np.isfinite(value) else None
+
+
+class Batcher:
+  """Runs what waits for one model, together, on the device's thread."""
+
+  def __init__(
+    self,
+    model: Model,
+    device: concurrent.futures.Executor,
+    batches: prometheus_client.Histogram,
+  ):
+    self.model = model
+    self._device, self._batches = device, batches
+    self._waiting: asyncio.Queue = asyncio.Queue()
+
+  async def inspect(self, image: np.ndarray) -> tuple[float, np.ndarray]:
+    """Score and map (S, S) of a prepared image (S, S, 3)."""
+    answer = asyncio.get_running_loop().create_future()
+    await self._waiting.put((image, answer))
+    return await answer
+
+  async def work(self) -> None:
+    """Serves until it is cancelled."""
+    while True:
+      batch = [await self._waiting.get()]
+      while len(batch) < self.model.batch_size and not self._waiting.empty():
+        batch.append(self._waiting.get_nowait())
+      self._batches.observe(len(batch))
+      images = np.stack([image for image, _ in batch])
+      try:
+        scores, maps = await asyncio.get_running_loop().run_in_executor(
+          self._device, self.model.run, images
+        )
+      except Exception as error:  # One bad call must not end the service.
+        logging.exception('%s: inference failed', self.model.source)
+        found = [error] * len(batch)
+      else:
+        found = [(float(score), x) for score, x in zip(scores, maps)]
+      for (_, answer), result in zip(batch, found):
+        if answer.done():
+          continue  # The client has gone.
+        if isinstance(result, Exception):
+          answer.set_exception(
+            fastapi.HTTPException(500, 'the model failed; see the log')
+          )
+        else:
+          answer.set_result(result)
+
+
+class Metrics:
+  """What /metrics shows; a registry per application."""
+
+  def __init__(self):
+    self.registry = prometheus_client.CollectorRegistry()
+    self.requests = prometheus_client.Counter(
+      'dmdd_requests', 'Answers by status.', ['status'], registry=self.registry
+    )
+    self.verdicts = prometheus_client.Counter(
+      'dmdd_verdicts',
+      'Inspected images.',
+      ['category', 'verdict'],
+      registry=self.registry,
+    )
+    self.seconds = prometheus_client.Histogram(
+      'dmdd_request_seconds',
+      'From the request to its answer, refused ones too.',
+      registry=self.registry,
+    )
+    self.batches = prometheus_client.Histogram(
+      'dmdd_batch_images',
+      'Images per call of the device.',
+      buckets=(1, 2, 4, 8, 16, 32, 64),
+      registry=self.registry,
+    )
+    self.waiting = prometheus_client.Gauge(
+      'dmdd_waiting_requests', 'Not answered yet.', registry=self.registry
+    )
+
+
+class Service:
+  """The state behind the routes of an application."""
+
+  def __init__(self, models: Sequence[Model], limits: Limits, token: str):
+    self.limits, self.token, self.metrics = limits, token, Metrics()
+    self.waiting = 0
+    # The device works on one batch at a time; decoding runs beside it.
+    self._device = concurrent.futures.ThreadPoolExecutor(1)
+    self._decoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+    self.batchers = {
+      model.category: Batcher(model, self._device, self.metrics.batches)
+      for model in models
+    }
+
+  @contextlib.asynccontextmanager
+  async def lifespan(self, app: fastapi.FastAPI) -> AsyncIterator[None]:
+    """Works while the application runs."""
+    del app
+    tasks = [asyncio.create_task(x.work()) for x in self.batchers.values()]
+    try:
+      yield
+    finally:
+      for task in tasks:
+        task.cancel()
+      self._device.shutdown()
+      self._decoders.shutdown()
+
+  def authorize(self, request: requests.Request) -> None:
+    """Refuses a request without the token, if there is one."""
+    given = request.headers.get('authorization', '').removeprefix('Bearer ')
+    if self.token and not hmac.compare_digest(
+      given.encode(), self.token.encode()
+    ):
+      raise fastapi.HTTPException(
+        401,
+        'send the header "Authorization: Bearer TOKEN"',
+        {'WWW-Authenticate': 'Bearer'},
+      )
+
+  def batcher(self, category: str | None) -> Batcher:
+    """Of a category; with one model it need not be named."""
+    if category is None and len(self.batchers) == 1:
+      return next(iter(self.batchers.values()))
+    if category not in self.batchers:
+      raise fastapi.HTTPException(
+        404,
+        f'category={category!r} is not served; choose one of'
+        f' {", ".join(sorted(self.batchers))}',
+      )
+    return self.batchers[category]
+
+  async def inspect(
+    self, request: requests.Request, category: str | None, map_format: str
+  ) -> Inspection:
+    """Reads, decodes, waits for the device, answers."""
+    try:
+      batcher, in_json = self._admit(request, category)
+    except fastapi.HTTPException:
+      # Read and dropped, so that the client gets to read the answer.
+      await self._body(request, 0)
+      raise
+    self.waiting += 1
+    self.metrics.waiting.set(self.waiting)
+    try:
+      content = await self._content(request, in_json)
+      loop = asyncio.get_running_loop()
+      prepared, size = await loop.run_in_executor(
+        self._decoders, self._prepare, content, batcher.model.image_size
+      )
+      score, values = await batcher.inspect(prepared)
+    finally:
+      self.waiting -= 1
+      self.metrics.waiting.set(self.waiting)
+    model, verdict = batcher.model, batcher.model.verdict(score)
+    self.metrics.verdicts.labels(model.category, verdict).inc()
+    return Inspection(
+      category=model.category,
+      score=score,
+      verdict=verdict,
+      image_threshold=model.image_threshold,
+      pixel_threshold=model.pixel_threshold,
+      height=size[0],
+      width=size[1],
+      map=encode_map(values, map_format),
+    )
+
+  def _prepare(
+    self, content: bytes, side: int
+  ) -> tuple[np.ndarray, tuple[int, int]]:
+    """The image at the model's size, and its own (height, width)."""
+    try:
+      image = records_lib.decode_image(content, self.limits.pixels)
+    except records_lib.ImageTooLargeError as error:
+      raise fastapi.HTTPException(413, str(error)) from error
+    except records_lib.BadImageError as error:
+      raise fastapi.HTTPException(415, str(error)) from error
+    return records_lib.resize_image(image, side), image.shape[:2]
+
+  def _admit(
+    self, request: requests.Request, category: str | None
+  ) -> tuple[Batcher, bool]:
+    """What can be refused by the headers; whether the body is JSON."""
+    self.authorize(request)
+    if self.waiting >= self.limits.waiting:
+      raise fastapi.HTTPException(
+        503,
+        f'{self.limits.waiting} requests are waiting; try again',
+        {'Retry-After': '1'},
+      )
+    kind = request.headers.get('content-type', '').partition(';')[0].strip()
+    if kind.lower() not in ('multipart/form-data', 'application/json'):
+      raise fastapi.HTTPException(
+        415,
+        f'Content-Type is {kind!r}; send multipart/form-data or'
+        ' application/json',
+      )
+    return self.batcher(category), kind.lower() == 'application/json'
+
+  async def _content(self, request: requests.Request, in_json: bool) -> bytes:
+    """The image file of a multipart or JSON body."""
+    scale = 4 / 3 if in_json else 1.0  # Base64.
+    body = await self._body(request, int(self.limits.bytes * scale) + _OVERHEAD)
+    if in_json:
+      content = _from_json(body)
+    else:
+      content = await _from_form(request.headers, body)
+    if len(content) > self.limits.bytes:
+      raise fastapi.HTTPException(413, self._too_long())
+    return content
+
+  async def _body(self, request: requests.Request, limit: int) -> bytes:
+    """Reads a body; one above the limit (0: any) is read and dropped.
+
+    It is dropped up to twice the size of the largest image, beyond which the
+    connection is closed under the client.
+    """
+    kept, total = bytearray(), 0
+    try:
+      async with asyncio.timeout(self.limits.seconds):
+        async for chunk in request.stream():
+          total += len(chunk)
+          if total <= limit:
+            kept += chunk
+          elif total > 2 * self.limits.bytes + _OVERHEAD:
+            break
+    except TimeoutError:
+      raise fastapi.HTTPException(
+        408,
+        f'the body took more than {self.limits.seconds:g} s',
+        {'Connection': 'close'},
+      ) from None
+    except requests.ClientDisconnect:
+      raise fastapi.HTTPException(400, 'the body ended early') from None
+    if limit and total > limit:
+      raise fastapi.HTTPException(413, self._too_long())
+    return bytes(kept)
+
+  def _too_long(self) -> str:
+    return f'an image may have {self.limits.bytes} bytes at most'
+
+
+def _from_json(body: bytes) -> bytes:
+  """The decoded field `image`."""
+  try:
+    document = json.loads(body)
+  except (ValueError, RecursionError):
+    raise fastapi.HTTPException(400, 'the body is no JSON') from None
+  image = document.get('image') if isinstance(document, dict) else None
+  if not isinstance(image, str):
+    raise fastapi.HTTPException(
+      400, 'the body must be {"image": "BASE64 OF AN IMAGE FILE"}'
+    )
+  try:
+    return base64.b64decode(image, validate=True)
+  except (binascii.Error, ValueError):
+    raise fastapi.HTTPException(400, '"image" is not base64') from None
+
+
+async def _from_form(headers: datastructures.Headers, body: bytes) -> bytes:
+  """The file in the part `image`."""
+
+  async def stream() -> AsyncIterator[bytes]:
+    yield body
+
+  try:
+    parser = formparsers.MultiPartParser(
+      headers, stream(), max_files=1, max_fields=8
+    )
+    form = await parser.parse()
+  except (formparsers.MultiPartException, KeyError, ValueError) as error:
+    raise fastapi.HTTPException(
+      400, f'the form cannot be read: {error}'
+    ) from None
+  try:
+    image = form.get('image')
+    if not isinstance(image, datastructures.UploadFile):
+      raise fastapi.HTTPException(400, 'the form has no file named "image"')
+    return await image.read()
+  finally:
+    await form.close()
+
+
+def encode_map(values: np.ndarray, map_format: str) -> AnomalyMap | None:
+  """A map (S, S) for a response, see `AnomalyMap`; None for 'none'."""
+  if map_format == 'none':
+    return None
+  low, high = float(values.min()), float(values.max())
+  if map_format == 'float32':
+    data = np.ascontiguousarray(values, '<f4').tobytes()
+  else:
+    shades = (values - low) / max(high - low, 1e-12)
+    file = io.BytesIO()
+    picture = Image.fromarray(np.round(shades * 255).astype(np.uint8))
+    picture.save(file, 'PNG', compress_level=1)
+    data = file.getvalue()
+  return AnomalyMap(
+    format=map_format,
+    size=len(values),
+    low=low,
+    high=high,
+    data=base64.b64encode(data).decode(),
+  )
+
+
+_FAULTS = {
+  400: 'no image in the body',
+  401: 'the token is missing or wrong',
+  404: 'no such category',
+  408: 'the body did not arrive in time',
+  413: 'too many bytes or pixels',
+  415: 'no image of a known format',
+  500: 'the model failed',
+  503: 'too many requests are waiting',
+}
+_BODY = {
+  'required': True,
+  'content': {
+    'multipart/form-data': {
+      'schema': {
+        'type': 'object',
+        'required': ['image'],
+        'properties': {'image': {'type': 'string', 'format': 'binary'}},
+      }
+    },
+    'application/json': {
+      'schema': {
+        'type': 'object',
+        'required': ['image'],
+        'properties': {
+          'image': {
+            'type': 'string',
+            'format': 'byte',
+            'description': 'An image file in base64.',
+          }
+        },
+      }
+    },
+  },
+}
+
+
+def create_app(
+  models: Sequence[Model], limits: Limits | None = None, token: str = ''
+) -> fastapi.FastAPI:
+  """Builds the application.
+
+  Args:
+    models: of different categories; at least one.
+    limits: of requests.
+    token: if not empty, /v1 asks for it as a bearer token.
+
+  Raises:
+    ValueError: no model, or two of one category.
+  """
+  names = [model.category for model in models]
+  if not names or len(set(names)) < len(names):
+    raise ValueError(
+      f'serve models of different categories, at least one; found {names}'
+    )
+  service = Service(models, limits or Limits(), token)
+  app = fastapi.FastAPI(
+    title='dmdd_jax',
+    description='Finds and outlines defects in images.',
+    lifespan=service.lifespan,
+    docs_url=None,  # Its page loads scripts from elsewhere.
+    redoc_url=None,
+  )
+  _add_plain_routes(app, service)
+  _add_inspection(app, service)
+  return app
+
+
+def _add_plain_routes(app: fastapi.FastAPI, service: Service) -> None:
+  """The page, health and metrics; counts every answer."""
+
+  @app.middleware('http')
+  async def count(request: requests.Request, following: Callable) -> Any:
+    started, status = time.perf_counter(), 500
+    try:
+      response = await following(request)
+      status = response.status_code
+      return response
+    finally:
+      service.metrics.requests.labels(str(status)).inc()
+      service.metrics.seconds.observe(time.perf_counter() - started)
+
+  @app.get('/', include_in_schema=False)
+  async def page() -> responses.Response:
+    return responses.FileResponse(
+      PAGE,
+      media_type='text/html; charset=utf-8',
+      headers={
+        'Content-Security-Policy': "default-src 'none'; img-src data: blob:;"
+        " style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src"
+        " 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        'X-Content-Type-Options': 'nosniff',
+      },
+    )
+
+  @app.get('/healthz')
+  async def healthz() -> Health:
+    """Answers while the server works."""
+    return Health(status='ok', waiting=service.waiting)
+
+  @app.get('/metrics', response_class=responses.PlainTextResponse)
+  async def metrics() -> Any:
+    """Counters for Prometheus."""
+    return responses.PlainTextResponse(
+      prometheus_client.generate_latest(service.metrics.registry),
+      media_type=prometheus_client.CONTENT_TYPE_LATEST,
+    )
+
+
+def _add_inspection(app: fastapi.FastAPI, service: Service) -> None:
+  """What the token guards."""
+  faults = {
+    code: {'model': Fault, 'description': text}
+    for code, text in _FAULTS.items()
+  }
+
+  @app.get('/v1/models', responses={401: faults[401]})
+  async def models(request: fastapi.Request) -> list[ModelInfo]:
+    """The categories that are served."""
+    service.authorize(request)
+    return [
+      ModelInfo(
+        category=model.category,
+        image_size=model.image_size,
+        image_threshold=model.image_threshold,
+        pixel_threshold=model.pixel_threshold,
+      )
+      for model in (x.model for x in service.batchers.values())
+    ]
+
+  @app.post(
+    '/v1/inspect',
+    responses=faults,
+    openapi_extra={'requestBody': _BODY},
+  )
+  async def inspect(
+    request: fastapi.Request,
+    category: Annotated[
+      str | None, fastapi.Query(description='Needed if several are served.')
+    ] = None,
+    map: Annotated[  # The name in the address.
+      Literal['png', 'float32', 'none'],
+      fastapi.Query(description='How the map is sent.'),
+    ] = 'png',
+  ) -> Inspection:
+    """Inspects one image: verdict, score and map."""
+    return await service.inspect(request, category, map)
+
+
+def run(
+  app: fastapi.FastAPI, host: str = '127.0.0.1', port: int = 8000
+) -> None:
+  """Serves until SIGINT or SIGTERM, then answers what waits and returns."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft != hard:  # A connection is a file; 1024 of them are too few.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+  config = uvicorn.Config(
+    app,
+    host=host,
+    port=port,
+    log_level='warning',
+    timeout_keep_alive=30,
+    timeout_graceful_shutdown=30,
+    server_header=False,
+  )
+  with contextlib.suppress(KeyboardInterrupt):  # Raised again when all is done.
+    uvicorn.Server(config).run()
