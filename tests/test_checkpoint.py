@@ -14,6 +14,11 @@ import pytest
 from dmdd_jax import checkpoint
 from dmdd_jax import train_state
 
+# Orbax leaves coroutines behind where TensorStore cannot read.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
 
 def make_state(step):
   values = np.random.default_rng(step).normal(size=(100, 100))
