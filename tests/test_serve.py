@@ -455,8 +455,9 @@ def test_the_page_shows_verdict_map_and_history(open_page):
   # Painted: red over the bright part, and not over the dark one.
   reds = page.evaluate(
     "() => { const c = document.querySelector('#view').getContext('2d');"
-    ' return [[3, 3], [27, 17]].map(([x, y]) => {'
-    ' const p = c.getImageData(x, y, 1, 1).data; return p[0] - p[2]; }); }'
+    ' const p = c.getImageData(0, 0, 30, 20).data;'
+    ' return [[3, 3], [27, 17]].map(([x, y]) =>'
+    ' p[4 * (30 * y + x)] - p[4 * (30 * y + x) + 2]); }'
   )
   assert reds[0] > 60 and reds[0] > reds[1]
   _upload(page, 'fine.png', png(10))
