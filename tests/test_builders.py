@@ -1,7 +1,6 @@
 """Each TFDS builder prepares a fake set offline, and what it made trains."""
 
 import importlib
-import multiprocessing
 import os
 import pathlib
 import tarfile
@@ -149,19 +148,28 @@ def test_links_to_some_of_the_real_images_train(category, tmp_path, train_once):
   assert step == 1 and np.isfinite(loss)
 
 
-def _prepare_in_process(arguments):
-  builder = _prepare(*arguments)
-  return [e['filename'] for e in tfds.as_numpy(builder.as_dataset('train'))]
-
-
-def test_two_processes_prepare_the_same_set_at_once(tmp_path):
-  manual = tmp_path / 'manual'
+def test_one_that_is_overtaken_takes_what_the_other_prepared(
+  tmp_path, monkeypatch
+):
+  """Two processes at once: the other ends while this one is at work."""
+  manual, data_dir = tmp_path / 'manual', tmp_path / 'data'
   manual.mkdir()
   category, counts, _ = TREES['mpdd'](manual)
-  arguments = ('mpdd', category, str(manual), str(tmp_path / 'data'))
-  with multiprocessing.get_context('spawn').Pool(2) as pool:
-    first, second = pool.map(_prepare_in_process, [arguments] * 2, 1)
-  assert first == second and len(first) == counts[0]
+  slow = _builder('mpdd')(config=category, data_dir=str(data_dir))
+  generators = slow._split_generators
+
+  def overtaken(dl_manager):
+    _prepare('mpdd', category, manual, data_dir)
+    return generators(dl_manager)
+
+  monkeypatch.setattr(slow, '_split_generators', overtaken)
+  slow.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=str(manual))
+  )
+  assert slow.info.splits['train'].num_examples == counts[0]
+  examples = list(tfds.as_numpy(slow.as_dataset('train')))
+  assert len(examples) == counts[0]
+  assert not list(data_dir.glob('**/*incomplete*'))
 
 
 def test_an_archive_will_do(tmp_path):

@@ -46,6 +46,19 @@ class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       disable_shuffling=True,
     )
 
+  def download_and_prepare(self, **kwargs) -> None:
+    """As TFDS does it, but another process may do the same at once.
+
+    Whoever is first puts the prepared set in its place, and TFDS lets the
+    others fail at that; they take what is there.
+    """
+    try:
+      super().download_and_prepare(**kwargs)
+    except FileExistsError:
+      if not (self.data_path / 'dataset_info.json').exists():
+        raise
+      self.info.read_from_directory(self.data_path)
+
   def extra_features(self) -> dict[str, Any]:
     """More features of an example; none here."""
     return {}
