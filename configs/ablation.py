@@ -46,6 +46,7 @@ COMPARISONS = {
     'destseg': {'head.kind': 'destseg'},
     'head_alone': {'head.maps_weight': 0.0},
   },
+  # Turns and foreground: screw's rows; other categories equal the base there.
   'synthesis': {
     'default': {},
     'no_clean_pairs': {'synthesis.clean_share': 0.0},
@@ -54,7 +55,10 @@ COMPARISONS = {
     'texture_augment': {'synthesis.texture_augment': True},
     'no_foreground': {'per_category.screw.synthesis.foreground': 'off'},
     'opacity_05': {'synthesis.opacity_max': 0.5},
-    'no_turns': {'per_category': {}},
+    'no_turns': {
+      'per_category.screw.synthesis.rotate_90': False,
+      'per_category.screw.synthesis.rotate_degrees': 0.0,
+    },
   },
   'optimiser': {
     'adam_2e-3': {},
@@ -99,5 +103,5 @@ def get_config(name: str = 'trunk/reverse') -> ml_collections.ConfigDict:
     part = config
     for key in path:
       part = part[key]
-    part[last] = ml_collections.ConfigDict(value) if value == {} else value
+    part[last] = value
   return config

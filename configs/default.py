@@ -154,7 +154,7 @@ def _head() -> ml_collections.ConfigDict:
   head.channel_attention = True
   head.spatial_attention = True
   # Weight of the standardised mean of the maps in the final map, beside the
-  # standardised logit's 1; 0 is the head alone.
+  # 1 of the head's standardised probability; 0 is the head alone.
   head.maps_weight = 1.0
   return head
 

@@ -295,6 +295,9 @@ def check_config(
     CheckpointError: naming every differing field and both values.
   """
   old, new = _flatten(found), _flatten(config.to_dict())
+  if not (old.get('data.tile_size') or new.get('data.tile_size')):
+    new.pop('data.tile_overlap', None)  # Without tiles it means nothing.
+    old.pop('data.tile_overlap', None)
   differing = [
     f'  {field}: {old.get(field, "(absent)")!r} in the checkpoint,'
     f' {new.get(field, "(absent)")!r} now'

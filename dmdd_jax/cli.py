@@ -54,6 +54,7 @@ def use_compilation_cache() -> None:
     jax.config.update(
       'jax_compilation_cache_dir', os.path.join(folder, 'dmdd_jax', 'xla')
     )
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     # The many small programs of a start too, not only those of a second up.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-  results = evaluate.evaluate(config, state, calibration, dataset.test)
+  results = evaluate.evaluate(predictor, state, calibration, dataset.test)
   summary = evaluate.evaluate_workdir('runs/mvtec/screw')
 """
 
@@ -303,6 +303,8 @@ def _add_spro(
   reason = 'no such anomalies in the test'
   found = dict.fromkeys(_SPRO_LIMITS, math.nan)
   try:
+    if why := _unknown_truth(records):
+      raise records_lib.MissingDataError(why)
     kinds = loco.read_config(data.root, data.category)
     parts = {
       defect.removesuffix('_anomalies'): _spro(defect, kinds, records, maps)
@@ -580,13 +582,15 @@ def evaluate_workdir(
   if recalibrate:
     calibration = calibrate(predictor, state, held_out_images(config, dataset))
     meta = {**meta, 'calibration': calibration.to_dict()}
-  elif config.eval.smoothing_sigma != meta['config']['eval']['smoothing_sigma']:
-    logging.warning(
-      'the thresholds are of eval.smoothing_sigma = %g, the maps now of %g:'
-      ' recalibrate to bring them together',
-      meta['config']['eval']['smoothing_sigma'],
-      config.eval.smoothing_sigma,
-    )
+  else:
+    for field in ('smoothing_sigma', 'score_top_pixels'):
+      before, now = meta['config']['eval'][field], config.eval[field]
+      if before != now:
+        logging.warning(
+          'the thresholds are of eval.%s = %g, the maps and scores now of %g:'
+          ' recalibrate to bring them together',
+          *(field, before, now),
+        )
   metrics = evaluate(
     predictor, state, calibration, records, pictures, maps, report=output
   )

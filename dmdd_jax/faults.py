@@ -1,7 +1,8 @@
 """A step whose loss is not finite: what is kept of it, and its replay.
 
 `WORKDIR/fault` holds `batch.npz`, the whole global batch, and `state`, a
-checkpoint of the state that the step began with.
+checkpoint of the state that the step began with (or, where its loss was finite
+and what it left is not, of that).
 
 Synopsis:
 
@@ -39,7 +40,7 @@ def save(
   Args:
     workdir: of the category.
     step: which took the batch.
-    state: before it.
+    state: before it; where only its update was not finite, after it.
     meta: 'config', 'phase' and 'found', what was not finite.
     batch: global; None in processes that write no files.
 
@@ -47,11 +48,13 @@ def save(
     CheckpointError, OSError: it cannot be written.
   """
   folder = os.path.join(workdir, 'fault')
-  if batch is not None:
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    np.savez(os.path.join(folder, 'batch.npz'), **batch)
-  checkpoint.barrier(folder)
+  try:
+    if batch is not None:
+      shutil.rmtree(folder, ignore_errors=True)
+      os.makedirs(folder)
+      np.savez(os.path.join(folder, 'batch.npz'), **batch)
+  finally:
+    checkpoint.barrier(folder)  # The other processes wait there.
   manager = checkpoint.open_manager(os.path.join(folder, 'state'), keep=1)
   try:
     checkpoint.save(manager, step, state, meta)
@@ -81,7 +84,7 @@ def replay(workdir: str | os.PathLike) -> str:
     batch = dict(file)
   parts = steps.PHASES[meta['phase']]
   take = jax.jit(
-    lambda state, batch: steps.gradients(
+    lambda state, batch: steps.batch_gradients(
       config, dmdd.from_config(config), parts, state, batch
     )
   )

@@ -241,6 +241,18 @@ def _accumulated(
   return metrics, grads, stats
 
 
+def batch_gradients(
+  config: ml_collections.ConfigDict,
+  model: dmdd.DMDD,
+  parts: tuple[str, ...],
+  state: train_state.TrainState,
+  batch: Batch,
+) -> tuple[Metrics, dict[str, Any], dict[str, Any]]:
+  """`gradients`, at once or in parts of `train.microbatch` rows."""
+  compute = _accumulated if config.train.microbatch else gradients
+  return compute(config, model, parts, state, batch)
+
+
 def train_step(
   config: ml_collections.ConfigDict,
   model: dmdd.DMDD,
@@ -255,8 +267,7 @@ def train_step(
   and all later ones, with -1 - step in the place of its step: losses are looked
   at only now and then, and this is the state to look into.
   """
-  compute = _accumulated if config.train.microbatch else gradients
-  metrics, grads, stats = compute(config, model, parts, state, batch)
+  metrics, grads, stats = batch_gradients(config, model, parts, state, batch)
   metrics['gradient_norm'] = optax.global_norm(grads)
   params, opt_state = dict(state.params), dict(state.opt_state)
   for part in parts:

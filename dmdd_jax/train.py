@@ -162,18 +162,20 @@ class Trainer:
       if jax.process_index() == 0:
         path = os.path.join(self.workdir, 'config.json')
         results_lib.write_json(path, config.to_dict())
+      self.step_functions = steps.make_train_steps(
+        config, self.model, self.mesh
+      )
+      self.predictor = evaluate.Predictor(config, self.mesh)
+      from clu import metric_writers  # TensorFlow takes seconds to import.
+
+      self.writer = metric_writers.MultiWriter(
+        [metric_writers.SummaryWriter(self.workdir)]
+        if jax.process_index() == 0
+        else []
+      )
     except BaseException:
       checkpoint.close(self.manager)
       raise
-    self.step_functions = steps.make_train_steps(config, self.model, self.mesh)
-    self.predictor = evaluate.Predictor(config, self.mesh)
-    from clu import metric_writers  # TensorFlow takes seconds to import.
-
-    self.writer = metric_writers.MultiWriter(
-      [metric_writers.SummaryWriter(self.workdir)]
-      if jax.process_index() == 0
-      else []
-    )
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
 
   def _resume(self) -> None:

@@ -27,7 +27,8 @@ def test_variants_differ_from_the_base_in_their_fields_alone():
   margin.loss.aim = base.loss.aim
   assert margin == base
   assert base.per_category == mvtec.get_config('screw').per_category
-  assert not ablation.get_config('synthesis/no_turns').per_category
+  row = ablation.get_config('synthesis/no_turns').per_category.screw.synthesis
+  assert (row.rotate_90, row.foreground) == (False, 'otsu')
 
 
 def test_an_unknown_variant_is_refused_with_the_names():
