@@ -253,7 +253,11 @@ CASES = {
 }
 
 # What is only found when the pairs are about to be made.
-SEEN_BY_TENSORFLOW = ('image_size_of_no_multiple', 'share_out_of_range')
+SEEN_BY_TENSORFLOW = (
+  'image_size_of_no_multiple',
+  'kept_features_of_turned_images',
+  'share_out_of_range',
+)
 
 
 def _write_files(folder, good):

@@ -80,10 +80,13 @@ def test_killed_at_several_moments_it_ends_as_if_it_had_not_been(run, tmp_path):
   status, said = run(killed, 'step 5 9')
   assert status == -signal.SIGKILL
   assert 'checkpoints/3 cannot be read: ' in said and 'restored step 2' in said
-  assert _checkpoints(killed) == ['2', '3.damaged', '4']
+  found = _checkpoints(killed)
+  assert found[:2] == ['2', '3.damaged']
+  # On a busy machine the kill comes before step 4 is all there.
+  last = 4 if '4' in found else 2
   status, said = run(killed)
   assert status == 0, said
-  assert 'restored step 4' in said
+  assert f'restored step {last}' in said
   states = [
     evaluate.load_workdir(folder / 'surface')[1] for folder in (whole, killed)
   ]

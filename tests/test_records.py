@@ -620,7 +620,9 @@ def test_limited_textures_are_a_fixed_choice(tmp_path):
 
 def test_a_bad_texture_is_named(tmp_path):
   (tmp_path / 'a.png').write_text('x')
-  with pytest.raises(records.BadImageError, match='a.png.*texture folder'):
+  with pytest.raises(
+    records.BadImageError, match='a.png.*Remove it from the textures'
+  ):
     records.load_textures(records.list_textures(tmp_path), 4)
 
 
