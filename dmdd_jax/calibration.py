@@ -51,9 +51,18 @@ class Calibration:
   images: int
 
   def verdict(self, score: float) -> str:
-    """What an image's score means: one of DEFECTIVE, GOOD, UNKNOWN."""
+    """What an image's score means: one of DEFECTIVE, GOOD, UNKNOWN.
+
+    Raises:
+      ValueError: the score is not finite.
+    """
     if math.isnan(self.image_threshold):
       return UNKNOWN
+    if not math.isfinite(score):
+      raise ValueError(
+        f'an image has the score {score}, on which there is no verdict: the'
+        ' weights are damaged, or config.dtype is too narrow for them'
+      )
     return DEFECTIVE if score >= self.image_threshold else GOOD
 
   def to_dict(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ Synopsis:
 """
 
 import json
+import math
 import os
-import zipfile
 
 import jax
 from jax import export as jax_export
@@ -20,6 +20,7 @@ import numpy as np
 
 FORMAT = 'dmdd_jax stablehlo 1'
 FUNCTION, METADATA = '__function__', '__metadata__'
+_NEEDED = {'category', 'image_threshold', 'pixel_threshold'}
 
 
 class ExportedFileError(ValueError):
@@ -70,10 +71,16 @@ class Model:
     return np.asarray(found['score']), np.asarray(found['map'])
 
   def verdict(self, score: float) -> str:
-    """'defective' (score >= threshold), 'good', or 'uncalibrated'."""
+    """'defective' (score >= threshold), 'good', or 'uncalibrated'.
+
+    Raises:
+      ValueError: the score is not finite.
+    """
     threshold = self.metadata['image_threshold']
     if threshold is None:
       return 'uncalibrated'
+    if not math.isfinite(score):
+      raise ValueError(f'there is no verdict on the score {score}')
     return 'defective' if score >= threshold else 'good'
 
 
@@ -84,25 +91,26 @@ def load(path: str | os.PathLike) -> Model:
     ExportedFileError: there is no such file, or it is no exported model.
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files}
-    metadata = json.loads(arrays.pop(METADATA).tobytes())
-    function = arrays.pop(FUNCTION).tobytes()
-  except (
-    OSError,
-    AttributeError,
-    EOFError,
-    KeyError,
-    ValueError,
-    zipfile.BadZipFile,
-  ) as error:
+    metadata, function, weights = _read(path)
+    if metadata['format'] == FORMAT:
+      if missing := _NEEDED - metadata.keys():
+        raise KeyError(*sorted(missing))
+      function = jax_export.deserialize(bytearray(function))
+      return Model(metadata, function, weights)
+  except Exception as error:  # Of numpy, zipfile, zlib, JSON or flatbuffers.
     raise ExportedFileError(
-      f'{os.fspath(path)} is no exported model that can be read ({error});'
+      f'{os.fspath(path)} is no exported model that can be read ({error!r});'
       ' write it with tools/export.py --format stablehlo'
     ) from error
-  if metadata['format'] != FORMAT:
-    raise ExportedFileError(
-      f'{os.fspath(path)} is of format {metadata["format"]!r}; this loader'
-      f' reads {FORMAT!r}'
-    )
-  return Model(metadata, jax_export.deserialize(bytearray(function)), arrays)
+  raise ExportedFileError(
+    f'{os.fspath(path)} is of format {metadata["format"]!r}; this loader'
+    f' reads {FORMAT!r}: export it again'
+  )
+
+
+def _read(path: str | os.PathLike) -> tuple[dict, bytes, dict[str, np.ndarray]]:
+  """Metadata, function and weights of an archive."""
+  with np.load(path, allow_pickle=False) as archive:
+    arrays = {name: archive[name] for name in archive.files}
+  metadata = json.loads(arrays.pop(METADATA).tobytes())
+  return metadata, arrays.pop(FUNCTION).tobytes(), arrays

@@ -154,6 +154,40 @@ def test_a_file_that_is_no_model_is_named(tmp_path, stablehlo):
       exported.load(broken)
 
 
+def test_an_archive_that_is_no_model_is_named(tmp_path, stablehlo):
+  with np.load(stablehlo[0]) as archive:
+    arrays = dict(archive)
+  right = json.loads(arrays[exported.METADATA].tobytes())
+  broken = tmp_path / 'broken.dmdd'
+  with open(broken, 'wb') as file:
+    np.save(file, np.zeros(3))
+  with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
+    exported.load(broken)
+  documents = [[], 'text', right | {'format': 'other'}] + [
+    {k: v for k, v in right.items() if k != name}
+    for name in ('format', 'input', 'category', 'image_threshold')
+  ]
+  for metadata, function in (
+    *((document, arrays[exported.FUNCTION]) for document in documents),
+    (right, np.zeros(0, np.uint8)),
+    (right, arrays[exported.FUNCTION][:100]),
+  ):
+    document = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    with open(broken, 'wb') as file:
+      np.savez(
+        file, **{exported.METADATA: document, exported.FUNCTION: function}
+      )
+    with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
+      exported.load(broken)
+
+
+@pytest.mark.parametrize('score', [np.nan, np.inf, -np.inf])
+def test_there_is_no_verdict_on_what_is_no_score(stablehlo, score):
+  for judge in (exported.load(stablehlo[0]), make_trained()[2]):
+    with pytest.raises(ValueError, match='no verdict'):
+      judge.verdict(np.float32(score))
+
+
 def test_bad_flags_are_named(trained, tmp_path):
   with pytest.raises(ValueError, match='stablehlo, onnx'):
     export.export('unused', 'savedmodel', tmp_path / 'model')
