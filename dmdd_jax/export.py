@@ -27,6 +27,7 @@ import numpy as np
 
 from dmdd_jax import evaluate
 from dmdd_jax import exported
+from dmdd_jax import onnx_loader
 from dmdd_jax import onnx_writer
 from dmdd_jax import predict
 from dmdd_jax import provenance
@@ -103,7 +104,7 @@ def export(
   trained = describe(inspector, state, meta['teacher_fingerprint'])
   write, read = {
     'stablehlo': (write_stablehlo, exported.load),
-    'onnx': (write_onnx, load_onnx),
+    'onnx': (write_onnx, onnx_loader.load),
   }[file_format]
   output = os.path.abspath(output)
   os.makedirs(os.path.dirname(output), exist_ok=True)
@@ -263,21 +264,6 @@ def write_onnx(trained: Trained, path: str) -> None:
     trained.metadata['input']['shape'][1:],
     trained.metadata,
   )
-
-
-def load_onnx(path: str | os.PathLike) -> Runner:
-  """An onnxruntime session on the CPU behind the signature of a runner."""
-  import onnxruntime  # Of an extra.
-
-  session = onnxruntime.InferenceSession(
-    os.fspath(path), providers=['CPUExecutionProvider']
-  )
-
-  def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    score, anomaly_map = session.run(['score', 'map'], {'images': images})
-    return score, anomaly_map
-
-  return run
 
 
 def _finite(value: float) -> float | None:

@@ -22,6 +22,7 @@ import dataclasses
 import hmac
 import io
 import json
+import math
 import os
 import resource
 import time
@@ -39,10 +40,12 @@ from starlette import formparsers
 from starlette import requests
 import uvicorn
 
+from dmdd_jax import onnx_loader
 from dmdd_jax.data import records as records_lib
 
 PAGE = os.path.join(os.path.dirname(__file__), 'serve_page.html')
 _BATCH = 16  # Of exported files; a checkpoint has its own.
+_DECODERS = 4  # Each may hold an image of `Limits.pixels`.
 # Headers and, for JSON, quotes around what an image takes.
 _OVERHEAD = 2**16
 
@@ -91,9 +94,15 @@ class Model:
   source: str
 
   def verdict(self, score: float) -> str:
-    """'defective' (score >= threshold), 'good', or 'uncalibrated'."""
+    """'defective' (score >= threshold), 'good', or 'uncalibrated'.
+
+    Raises:
+      ValueError: the score is not finite.
+    """
     if self.image_threshold is None:
       return 'uncalibrated'
+    if not math.isfinite(score):
+      raise ValueError(f'there is no verdict on the score {score}')
     return 'defective' if score >= self.image_threshold else 'good'
 
 
@@ -149,7 +158,8 @@ def open_model(path: str | os.PathLike) -> Model:
   """Opens a category's folder, or a file of tools/export.py.
 
   Raises:
-    FileNotFoundError, CheckpointError, ExportedFileError: nothing usable.
+    FileNotFoundError, CheckpointError, ExportedFileError, OnnxFileError:
+      nothing usable.
   """
   path = os.fspath(path)
   if os.path.isdir(path):
@@ -159,7 +169,10 @@ def open_model(path: str | os.PathLike) -> Model:
       f'{path}: there is no such folder of a trained category, nor such a file'
       ' of tools/export.py'
     )
-  return _open_onnx(path) if path.endswith('.onnx') else _open_stablehlo(path)
+  if not path.endswith('.onnx'):
+    return _open_stablehlo(path)
+  model = onnx_loader.load(path)
+  return _from_metadata(model.metadata, model, path)
 
 
 def _open_workdir(path: str) -> Model:
@@ -201,25 +214,10 @@ def _open_stablehlo(path: str) -> Model:
     scores, maps = model(padded)
     return scores[: len(images)], maps[: len(images)]
 
+  # Here, and not while the first requests hold the device's thread.
+  for rows in (1, _BATCH):
+    run(np.zeros((rows, model.image_size, model.image_size, 3), np.uint8))
   return _from_metadata(model.metadata, run, path)
-
-
-def _open_onnx(path: str) -> Model:
-  import onnxruntime  # Of an extra.
-
-  session = onnxruntime.InferenceSession(
-    path, providers=['CPUExecutionProvider']
-  )
-  properties = session.get_modelmeta().custom_metadata_map
-  metadata = {'category': properties['category']}
-  for name in ('input', 'image_threshold', 'pixel_threshold'):
-    metadata[name] = json.loads(properties[name])
-
-  def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores, maps = session.run(['score', 'map'], {'images': images})
-    return scores, maps
-
-  return _from_metadata(metadata, run, path)
 
 
 def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
@@ -263,26 +261,37 @@ class Batcher:
       batch = [await self._waiting.get()]
       while len(batch) < self.model.batch_size and not self._waiting.empty():
         batch.append(self._waiting.get_nowait())
-      self._batches.observe(len(batch))
-      images = np.stack([image for image, _ in batch])
       try:
-        scores, maps = await asyncio.get_running_loop().run_in_executor(
-          self._device, self.model.run, images
-        )
-      except Exception as error:  # One bad call must not end the service.
+        found = await self._run([image for image, _ in batch])
+      except Exception:  # One bad call must not end the service.
         logging.exception('%s: inference failed', self.model.source)
-        found = [error] * len(batch)
-      else:
-        found = [(float(score), x) for score, x in zip(scores, maps)]
-      for (_, answer), result in zip(batch, found):
+        found = [None] * len(batch)
+      for (_, answer), result in zip(batch, found, strict=True):
         if answer.done():
           continue  # The client has gone.
-        if isinstance(result, Exception):
+        if result is None:
           answer.set_exception(
             fastapi.HTTPException(500, 'the model failed; see the log')
           )
         else:
           answer.set_result(result)
+
+  async def _run(
+    self, images: Sequence[np.ndarray]
+  ) -> list[tuple[float, np.ndarray] | None]:
+    """Score and map of each image; None where they are not finite."""
+    self._batches.observe(len(images))
+    scores, maps = await asyncio.get_running_loop().run_in_executor(
+      self._device, self.model.run, np.stack(images)
+    )
+    found = []
+    for _, score, values in zip(images, scores, maps, strict=True):
+      if np.isfinite(score) and np.isfinite(values).all():
+        found.append((float(score), values))
+      else:
+        logging.error('%s: a score or map is not finite', self.model.source)
+        found.append(None)
+    return found
 
 
 class Metrics:
@@ -323,22 +332,32 @@ class Service:
     self.waiting = 0
     # The device works on one batch at a time; decoding runs beside it.
     self._device = concurrent.futures.ThreadPoolExecutor(1)
-    self._decoders = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+    self._decoders = concurrent.futures.ThreadPoolExecutor(
+      min(_DECODERS, os.cpu_count() or 1)
+    )
     self.batchers = {
       model.category: Batcher(model, self._device, self.metrics.batches)
       for model in models
     }
+    self._workers: list[asyncio.Task] = []
+
+  @property
+  def works(self) -> bool:
+    """Whether every model is served."""
+    return not any(worker.done() for worker in self._workers)
 
   @contextlib.asynccontextmanager
   async def lifespan(self, app: fastapi.FastAPI) -> AsyncIterator[None]:
     """Works while the application runs."""
     del app
-    tasks = [asyncio.create_task(x.work()) for x in self.batchers.values()]
+    self._workers = [
+      asyncio.create_task(x.work()) for x in self.batchers.values()
+    ]
     try:
       yield
     finally:
-      for task in tasks:
-        task.cancel()
+      for worker in self._workers:
+        worker.cancel()
       self._device.shutdown()
       self._decoders.shutdown()
 
@@ -438,7 +457,9 @@ class Service:
     scale = 4 / 3 if in_json else 1.0  # Base64.
     body = await self._body(request, int(self.limits.bytes * scale) + _OVERHEAD)
     if in_json:
-      content = _from_json(body)
+      content = await asyncio.get_running_loop().run_in_executor(
+        self._decoders, _from_json, body
+      )
     else:
       content = await _from_form(request.headers, body)
     if len(content) > self.limits.bytes:
@@ -634,9 +655,16 @@ def _add_plain_routes(app: fastapi.FastAPI, service: Service) -> None:
       },
     )
 
-  @app.get('/healthz')
+  @app.get(
+    '/healthz',
+    responses={503: {'model': Fault, 'description': 'a model has stopped'}},
+  )
   async def healthz() -> Health:
     """Answers while the server works."""
+    if not service.works:
+      raise fastapi.HTTPException(
+        503, 'a model is served no longer; see the log and start again'
+      )
     return Health(status='ok', waiting=service.waiting)
 
   @app.get('/metrics', response_class=responses.PlainTextResponse)

@@ -247,20 +247,43 @@ def onnx_file(tmp_path_factory):
   return folder / 'model.onnx', images
 
 
-def test_both_files_can_be_served(stablehlo, onnx_file):
+def test_both_files_can_be_served(stablehlo, onnx_file, monkeypatch):
   pytest.importorskip('fastapi', reason='the extra serve is not installed')
   from dmdd_jax import serve
 
   rng = np.random.default_rng(2)
   images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
   scores, maps = exported.load(stablehlo[0])(images)
+  seen, call = [], exported.Model.__call__
+  monkeypatch.setattr(
+    exported.Model,
+    '__call__',
+    lambda self, images: seen.append(images) or call(self, images),
+  )
   for path in (stablehlo[0], onnx_file[0]):
     model = serve.open_model(path)
+    if path == stablehlo[0]:  # Compiled before the first request.
+      assert [len(images) for images in seen] == [1, serve._BATCH]
     assert (model.image_size, model.image_threshold) == (32, 0.5)
     assert model.category == make_trained()[0].data.category
     found_scores, found_maps = model.run(images)
     np.testing.assert_allclose(found_scores, scores, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found_maps, maps, rtol=1e-4, atol=1e-4)
+
+
+def test_a_foreign_onnx_file_is_named(tmp_path):
+  pytest.importorskip('onnx', reason='the extra onnx is not installed')
+  pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
+  from dmdd_jax import onnx_loader
+  from dmdd_jax import onnx_writer
+
+  path = os.fspath(tmp_path / 'foreign.onnx')
+  for outputs, missing in ((('score',), 'map'), (('score', 'map'), 'category')):
+    onnx_writer.write(
+      path, lambda x, names=outputs: dict.fromkeys(names, x * 2), (4, 4, 3), {}
+    )
+    with pytest.raises(ValueError, match=f'foreign.onnx.*{missing}.*export.py'):
+      onnx_loader.load(path)
 
 
 def test_an_onnx_file_is_served_without_jax(onnx_file):

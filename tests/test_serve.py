@@ -40,7 +40,12 @@ def make_model(category='nut', seconds=0.0, image_threshold=0.5):
     if (images == 13).all():
       raise RuntimeError('thirteen')
     maps = images.mean(-1).astype(np.float32) / np.float32(255)
-    return maps.max(axis=(1, 2)), maps
+    scores = maps.max(axis=(1, 2))
+    if (images == 14).all():
+      scores[:] = np.nan
+    if (images == 15).all():
+      maps[:, 0, 0] = np.inf
+    return (scores[:0] if (images == 16).all() else scores), maps
 
   return serve.Model(category, SIDE, 8, image_threshold, 0.5, run, category)
 
@@ -201,12 +206,31 @@ def test_clients_that_break_off_or_dawdle(address):
   assert httpx.get(f'{address}/healthz', timeout=60).json()['waiting'] == 0
 
 
-def test_a_failing_model_does_not_end_the_service(address):
+@pytest.mark.parametrize(
+  'level', [13, 14, 15, 16], ids=['raises', 'nan', 'infinite map', 'too few']
+)
+def test_a_failing_model_does_not_end_the_service(address, level):
   file = io.BytesIO()
-  Image.new('RGB', (SIDE, SIDE), (13, 13, 13)).save(file, 'PNG')
+  Image.new('RGB', (SIDE, SIDE), (level, level, level)).save(file, 'PNG')
   answer = post(address, file.getvalue())
   assert answer.status_code == 500 and 'see the log' in answer.json()['detail']
   assert post(address, png()).status_code == 200
+
+
+def test_a_worker_that_has_ended_is_not_healthy(monkeypatch):
+  async def ended(self):
+    pass
+
+  monkeypatch.setattr(serve.Batcher, 'work', ended)
+  with serving() as address:
+    answer = httpx.get(f'{address}/healthz', timeout=60)
+  assert answer.status_code == 503 and 'log' in answer.json()['detail']
+
+
+@pytest.mark.parametrize('score', [np.nan, np.inf, -np.inf])
+def test_there_is_no_verdict_on_what_is_no_score(score):
+  with pytest.raises(ValueError, match='no verdict'):
+    make_model().verdict(score)
 
 
 async def _many(address, contents, connections):
@@ -343,6 +367,25 @@ def _wait_until_up(address, server):
 def test_what_cannot_be_served_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match='nowhere'):
     serve.open_model(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'text'], ids=lambda x: x.decode() or 'empty'
+)
+def test_a_damaged_onnx_file_is_named(tmp_path, content):
+  pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
+  path = tmp_path / 'damaged.onnx'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='damaged.onnx.*tools/export.py'):
+    serve.open_model(path)
+
+
+def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+  path = tmp_path / 'model.onnx'
+  path.write_bytes(b'')
+  with pytest.raises(ValueError, match=r'model.onnx.*\.\[onnx\]'):
+    serve.open_model(path)
 
 
 def test_the_description_is_kept_under_fuzzing(address):
