@@ -36,6 +36,7 @@ from dmdd_jax import train_state
 from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
 
 FORMATS = ('stablehlo', 'onnx')
@@ -49,7 +50,7 @@ Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class ExportError(ValueError):
-  """An export does not give what its checkpoint gives; nothing is written."""
+  """No file can give what the checkpoint gives; nothing is written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +81,16 @@ def export(
     workdir: a trained category's folder.
     file_format: one of `FORMATS`.
     output: the file; its folder is made.
-    images: a file, a folder or a glob to compare on; normal training images
-      if None.
+    images: a file, a folder or a glob to compare on, eight of its files at
+      most; normal training images if None.
     step: which checkpoint, by default the newest.
 
   Returns:
     The file's metadata; 'verified' has the differences found.
 
   Raises:
-    ExportError: scores or maps differ by more than `TOLERANCE`.
+    ExportError: scores or maps differ by more than `TOLERANCE`, or the model
+      sees tiles.
     CheckpointError, MissingDataError, BadImageError: as elsewhere.
   """
   if file_format not in FORMATS:
@@ -96,6 +98,12 @@ def export(
       f'--format={file_format!r}: choose one of {", ".join(FORMATS)}'
     )
   config, state, calibration, meta = evaluate.load_workdir(workdir, step)
+  if len(tiles.make_grid(config.data)) > 1:
+    raise ExportError(
+      f'config.data.tile_size is {config.data.tile_size}: a model of tiles'
+      f' cannot be exported. Serve the folder itself (tools/serve.py --workdir'
+      f' {os.fspath(workdir)}), or train with config.data.tile_size = 0.'
+    )
   pictures = [
     records_lib.read_image(path, None)
     for path in _comparison_files(config, images)
@@ -176,7 +184,11 @@ def describe(
 ) -> Trained:
   """The function of a checkpoint, its weights, and what is said of it."""
   config, calibration = inspector.config, inspector.calibration
-  model = dmdd.from_config(config)
+  # Where there is no gradient, nothing is computed again for one.
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked():
+    plain.student.remat = False
+  model = dmdd.from_config(plain)
   variables = jax.tree.map(np.asarray, dict(train_state.variables(state)))
 
   def function(
@@ -272,9 +284,11 @@ def _finite(value: float) -> float | None:
 
 
 def _comparison_files(config: Any, images: str | None) -> list[str]:
-  """What to compare on: the named files, or normal training images."""
+  """What to compare on: of the named files, or normal training images."""
   if images:
-    return predict.list_inputs(images)
+    found = predict.list_inputs(images)
+    spread = np.linspace(0, len(found) - 1, min(len(found), _IMAGES))
+    return [found[int(index)] for index in spread]
   try:
     dataset = layouts.list_dataset(config.data)
   except (OSError, ValueError) as error:

@@ -165,8 +165,8 @@ class _Graph:
   def _translate(self, equation: Any, inputs: list[Value]) -> list[Value]:
     """The values of an equation's outputs."""
     name, parameters = equation.primitive.name, equation.params
-    inner = parameters.get('call_jaxpr', parameters.get('jaxpr'))
-    if inner is not None:
+    if name in _CALLS:
+      inner = parameters[_CALLS[name]]
       return self.run(inner.jaxpr, inner.consts, inputs)
     if name in ('stop_gradient', 'copy', 'copy_p'):
       return inputs
@@ -188,6 +188,14 @@ class _Graph:
     return [found] + [np.empty(0)] * (len(equation.outvars) - 1)
 
 
+# What runs a function once and as it is, and which parameter that is.
+_CALLS = {
+  'closed_call': 'call_jaxpr',
+  'custom_jvp_call': 'call_jaxpr',
+  'custom_vjp_call': 'call_jaxpr',
+  'jit': 'jaxpr',
+  'pjit': 'jaxpr',
+}
 _ELEMENTWISE = {
   'abs': 'Abs',
   'add': 'Add',

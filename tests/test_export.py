@@ -196,6 +196,37 @@ def test_bad_flags_are_named(trained, tmp_path):
     export.export('unused', 'stablehlo', tmp_path / 'model')
 
 
+def test_tiles_are_refused_before_anything_is_computed(
+  trained, tmp_path, monkeypatch
+):
+  trained(data__image_size=64, data__tile_size=32)
+  monkeypatch.delattr(export.predict, 'Inspector')
+  with pytest.raises(export.ExportError, match='config.data.tile_size'):
+    export.export('unused', 'onnx', tmp_path / 'x', make_images(tmp_path, 1))
+
+
+def test_a_model_of_tiles_is_served_from_its_folder(trained, tmp_path):
+  pytest.importorskip('fastapi', reason='the extra serve is not installed')
+  from dmdd_jax import serve
+
+  trained(data__image_size=64, data__tile_size=32)
+  model = serve.open_model(tmp_path)
+  images = np.random.default_rng(3).integers(0, 256, (3, 64, 64, 3), np.uint8)
+  scores, maps = model.run(images)
+  assert model.image_size == 64
+  assert scores.shape == (3,) and maps.shape == (3, 64, 64)
+  assert np.isfinite(scores).all() and np.isfinite(maps).all()
+
+
+def test_few_of_many_images_are_compared(tmp_path):
+  folder = make_images(tmp_path, 1)
+  for index in range(1, 50):
+    (tmp_path / f'{index:02}.png').touch()
+  names = [os.path.basename(x) for x in export._comparison_files(None, folder)]
+  assert len(set(names)) == 8
+  assert names[0] == '0.png' and names[-1] == '49.png'
+
+
 def test_images_of_another_size_are_refused(stablehlo):
   model = exported.load(stablehlo[0])
   for images in (np.zeros((1, 9, 9, 3), np.uint8), np.zeros((1, 32, 32, 3))):
@@ -209,7 +240,7 @@ def test_images_of_another_size_are_refused(stablehlo):
     {'student__trunk': 'reverse', 'eval__smoothing_sigma': 1.0},
     {'student__trunk': 'encoder_decoder', 'head__kind': 'destseg'},
     {'head__input': 'products'},
-    {'head__kind': 'none', 'student__extra_convs': 1},
+    {'head__kind': 'none', 'student__extra_convs': 1, 'student__remat': True},
   ],
   ids=lambda changes: '-'.join(str(value) for value in changes.values()),
 )
@@ -310,14 +341,27 @@ print(model.run(np.zeros((2, 32, 32, 3), np.uint8))[1].shape)
   assert _run(code).strip() == '(2, 32, 32)'
 
 
-def test_onnx_names_what_it_cannot_write(tmp_path):
+def _scan(x):
+  return jax.lax.scan(lambda carry, _: (carry * 2, None), x, length=3)[0]
+
+
+@pytest.mark.parametrize(
+  'function, name',
+  [
+    (jax.numpy.sin, 'sin'),
+    (jax.checkpoint(lambda x: x * 2), 'remat'),
+    (_scan, 'scan'),
+  ],
+  ids=['sin', 'remat', 'scan'],
+)
+def test_onnx_names_what_it_cannot_write(tmp_path, function, name):
   pytest.importorskip('onnx', reason='the extra onnx is not installed')
   from dmdd_jax import onnx_writer
 
-  with pytest.raises(onnx_writer.UnknownPrimitiveError, match='sin'):
+  with pytest.raises(onnx_writer.UnknownPrimitiveError, match=name):
     onnx_writer.write(
       str(tmp_path / 'x.onnx'),
-      lambda x: {'score': jax.numpy.sin(x.astype('float32'))},
+      lambda x: {'score': function(x.astype('float32'))},
       (4, 4, 3),
       {},
     )
