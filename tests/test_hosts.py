@@ -11,7 +11,6 @@ import pytest
 
 from dmdd_jax import evaluate
 from dmdd_jax import hosts
-from dmdd_jax import preemption
 from dmdd_jax.models import resnet
 
 FIGURES = ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro')
@@ -112,29 +111,6 @@ def test_two_processes_are_as_one_with_two_devices(data, cache, one, tmp_path):
 
 def test_steps_are_traced_where_asked(one):
   assert list((one / 'surface' / 'plugins' / 'profile').glob('*/*.xplane.pb'))
-
-
-def test_one_of_two_told_to_end_both_save_and_leave(data, cache, one, tmp_path):
-  """Then two go on with what one had saved, and what both had."""
-  workdir = tmp_path / 'run'
-  shutil.copytree(one, workdir)
-  os.remove(workdir / 'surface' / 'results.json')
-  for step in (4, 6):
-    shutil.rmtree(workdir / 'surface' / 'checkpoints' / str(step))
-  arguments = _arguments(data, workdir)
-  processes = program_helpers.start_processes(arguments, cache, die='step 2 15')
-  statuses, said = program_helpers.finish(*processes)
-  assert statuses == [preemption.STATUS] * 2, said
-  left = {
-    line for text in said for line in text.splitlines() if ': saved' in line
-  }
-  steps = {line.partition('saved step ')[2].split()[0] for line in left}
-  assert len(steps) == 1, said
-  assert steps <= set(os.listdir(workdir / 'surface' / 'checkpoints'))
-  processes = program_helpers.start_processes(arguments, cache)
-  statuses, said = program_helpers.finish(*processes)
-  assert statuses == [0, 0], said
-  _check_same(workdir, one)
 
 
 def test_four_categories_on_four_groups_are_as_one_after_the_other(
