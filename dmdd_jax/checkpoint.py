@@ -34,7 +34,6 @@ FREE_FIELDS = (
   'data.root',
   'data.textures',
   'eval.',
-  'mesh.',
   'student.remat',
   'teacher.weights',
   'train.cache_teacher',

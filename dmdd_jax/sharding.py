@@ -33,28 +33,6 @@ def _ordered(devices: Sequence[jax.Device]) -> list[jax.Device]:
   return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
-def device_groups(count: int) -> list[list[jax.Device]]:
-  """All devices in `count` groups of one size, for one mesh each.
-
-  Raises:
-    ValueError: they do not divide, or there are several processes.
-  """
-  devices = _ordered(jax.devices())
-  if count < 1 or len(devices) % count:
-    raise ValueError(
-      f'config.mesh.category_groups = {count} does not divide'
-      f' {len(devices)} devices'
-    )
-  if count > 1 and jax.process_count() > 1:
-    raise ValueError(
-      f'config.mesh.category_groups = {count} is for the devices of one'
-      f' process, not of {jax.process_count()}: spread categories over hosts'
-      ' with tools/run_categories.py'
-    )
-  size = len(devices) // count
-  return [devices[i : i + size] for i in range(0, len(devices), size)]
-
-
 def processes(mesh: jax.sharding.Mesh) -> list[int]:
   """The processes whose devices are in a mesh."""
   return sorted({device.process_index for device in mesh.devices.flat})

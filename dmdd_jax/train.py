@@ -7,7 +7,6 @@ Synopsis:
 """
 
 from collections.abc import Mapping, Sequence
-import concurrent.futures
 import dataclasses
 import json
 import os
@@ -132,15 +131,10 @@ def _foreground(
 class Trainer:
   """One category's training: its state, step functions and checkpoints."""
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    mesh: jax.sharding.Mesh | None = None,
-  ):
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config, self.workdir = config, os.path.abspath(workdir)
     _check_numbers(config)
-    self.mesh = sharding.make_mesh() if mesh is None else mesh
+    self.mesh = sharding.make_mesh()
     _check_batches(config, self.mesh)
     self.model = dmdd.from_config(config)
     self.data = load_data(config)
@@ -467,7 +461,6 @@ class Clock:
 def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: str,
-  mesh: jax.sharding.Mesh | None = None,
   profile_steps: str | None = None,
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Trains one category, from its newest checkpoint on, and evaluates it.
@@ -477,7 +470,6 @@ def train_and_evaluate(
     workdir: the category's folder; gets config.json, checkpoints/,
       results.json, pictures/, what the report needs, and TensorBoard's event
       files.
-    mesh: to train on; by default all devices of all processes.
     profile_steps: 'a:b' traces the steps a to b - 1, counted from 0, into
       plugins/profile/ of the workdir, for TensorBoard.
 
@@ -492,7 +484,7 @@ def train_and_evaluate(
   profile = _parse_steps(profile_steps)
   _make_workdir(workdir)
   with preemption.watched():
-    trainer = Trainer(config, workdir, mesh)
+    trainer = Trainer(config, workdir)
     try:
       trainer.run(profile)
       summary = trainer.evaluate(time.time() - started)
@@ -597,8 +589,7 @@ def run_categories(
   """Trains and evaluates every category; a finished one is not run again.
 
   Writes results.json, results.csv and results.md over all of them, after each,
-  and report.html at the end. With G = `mesh.category_groups` > 1, group i of
-  the devices runs the categories i, i + G, ... by itself.
+  and report.html at the end.
 
   Args:
     config: with a name or a comma list in `data.category`.
@@ -613,24 +604,12 @@ def run_categories(
     _generate(config)
   checkpoint.barrier('categories: begin')
   names, rows = categories(config), {}
-  groups = sharding.device_groups(config.mesh.category_groups)
-  meshes = [sharding.make_mesh(group) for group in groups]
-
-  def run(group: int) -> None:
-    for category in names[group :: len(groups)]:
+  with preemption.watched():
+    for category in names:
       single = for_category(config, category)
       directory = os.path.join(workdir, category)
-      # There is one profiler.
-      steps_ = profile_steps if group == 0 else None
-      rows[category] = _run_category(single, directory, meshes[group], steps_)
+      rows[category] = _run_category(single, directory, profile_steps)
       _write_tables(names, rows, workdir)
-
-  with preemption.watched():
-    with concurrent.futures.ThreadPoolExecutor(len(meshes)) as pool:
-      running = [pool.submit(run, group) for group in range(1, len(meshes))]
-      run(0)
-    for other in running:
-      other.result()
   table = _write_tables(names, rows, workdir)
   if jax.process_index() == 0:
     report.try_write(workdir, [os.path.join(workdir, name) for name in names])
@@ -650,7 +629,6 @@ def _write_tables(
 def _run_category(
   config: ml_collections.ConfigDict,
   directory: str,
-  mesh: jax.sharding.Mesh,
   profile_steps: str | None,
 ) -> Mapping[str, Any]:
   """The results of a category, which is trained unless it is finished."""
@@ -658,7 +636,7 @@ def _run_category(
     preemption.leave('ended before the next category')
   finished = read_finished(config, directory)
   if finished is None:
-    return train_and_evaluate(config, directory, mesh, profile_steps)[1]
+    return train_and_evaluate(config, directory, profile_steps)[1]
   logging.info('%s is finished (%s): skipped', config.data.category, directory)
   return finished
 

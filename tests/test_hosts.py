@@ -113,33 +113,6 @@ def test_steps_are_traced_where_asked(one):
   assert list((one / 'surface' / 'plugins' / 'profile').glob('*/*.xplane.pb'))
 
 
-def test_four_categories_on_four_groups_are_as_one_after_the_other(
-  data, cache, tmp_path
-):
-  folders = {}
-  for groups in (1, 4):
-    folders[groups] = tmp_path / str(groups)
-    arguments = _arguments(
-      data,
-      folders[groups],
-      '--config.data.category=surface,b,c,d',
-      f'--config.mesh.category_groups={groups}',
-    )
-    process = program_helpers.start_main(arguments, cache, devices=groups)
-    (status,), (said,) = program_helpers.finish(process)
-    assert status == 0, said
-  tables = [
-    json.loads((folder / 'results.json').read_text())
-    for folder in folders.values()
-  ]
-  assert list(tables[0]) == list(tables[1])
-  assert list(tables[0]) == ['surface', 'b', 'c', 'd', 'mean']
-  for category in tables[0]:
-    for name in FIGURES:
-      expected = tables[0][category][name]
-      assert tables[1][category][name] == pytest.approx(expected, abs=1e-4)
-
-
 @pytest.mark.parametrize(
   'given', [('here:1', None, None), ('here:1', 2, 2), (None, 2, 0)]
 )
