@@ -603,27 +603,23 @@ def run_categories(
   if jax.process_index() == 0:
     _generate(config)
   checkpoint.barrier('categories: begin')
-  names, rows = categories(config), {}
+  rows, table = {}, ''
   with preemption.watched():
-    for category in names:
+    for category in categories(config):
       single = for_category(config, category)
       directory = os.path.join(workdir, category)
       rows[category] = _run_category(single, directory, profile_steps)
-      _write_tables(names, rows, workdir)
-  table = _write_tables(names, rows, workdir)
+      table = _write_tables(rows, workdir)
   if jax.process_index() == 0:
-    report.try_write(workdir, [os.path.join(workdir, name) for name in names])
+    report.try_write(workdir, [os.path.join(workdir, name) for name in rows])
   return table
 
 
-def _write_tables(
-  names: Sequence[str], rows: Mapping[str, Mapping[str, Any]], workdir: str
-) -> str:
-  """The table of what is finished, in the categories' order; it is written."""
-  finished = {name: rows[name] for name in names if name in rows}
+def _write_tables(rows: Mapping[str, Mapping[str, Any]], workdir: str) -> str:
+  """The table of what is finished; process 0 writes it."""
   if jax.process_index():
-    return results_lib.format_table(finished)
-  return results_lib.write_tables(finished, workdir)
+    return results_lib.format_table(rows)
+  return results_lib.write_tables(rows, workdir)
 
 
 def _run_category(
