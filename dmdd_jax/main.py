@@ -13,12 +13,9 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
-import jax
 from ml_collections import config_flags
 
 from dmdd_jax import cli
-from dmdd_jax import groups
-from dmdd_jax import hosts
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,6 +38,11 @@ flags.DEFINE_integer('category_group', None, 'Given by groups.py.')
 
 def main(argv: list[str]) -> None:
   """Sets the process up and calls train, evaluate or predict."""
+  import jax  # Takes a second, which `--help` and `cli.run` need not.
+
+  from dmdd_jax import groups
+  from dmdd_jax import hosts
+
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   config, workdir = _CONFIG.value, FLAGS.workdir
@@ -79,6 +81,8 @@ def main(argv: list[str]) -> None:
 
 def predict(workdir: str) -> None:
   """Inspects `--input`; exit status 1 if a file could not be read."""
+  import jax
+
   from dmdd_jax import predict as predict_lib
 
   if not FLAGS.input or not FLAGS.output or jax.process_count() > 1:

@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import os
 import shutil
 
 from absl import logging
@@ -7,6 +8,9 @@ import program_helpers
 import pytest
 
 from dmdd_jax.models import resnet
+
+# The programs that tests start need not start twice, see `cli.run`.
+os.environ.setdefault('GLIBC_TUNABLES', '')
 
 
 @pytest.fixture(scope='session')

@@ -181,3 +181,19 @@ def test_normalize_centres_imagenets_mean_pixel():
 def test_an_unknown_architecture_names_the_known_ones():
   with pytest.raises(ValueError, match="'resnet101'.*wide_resnet50_2"):
     resnet.get_spec('resnet101')
+
+
+def test_pooling_in_training_is_max_pooling():
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.standard_normal((2, 6, 10, 3)), jnp.float32)
+  weights = rng.standard_normal((2, 3, 5, 3))
+
+  def pooled(train):
+    return jax.value_and_grad(
+      lambda x: jnp.sum(weights * resnet.max_pool(x, train))
+    )(x)
+
+  np.testing.assert_array_equal(
+    resnet.max_pool(x, True), resnet.max_pool(x, False)
+  )
+  np.testing.assert_allclose(pooled(True)[1], pooled(False)[1], rtol=1e-6)

@@ -1,0 +1,37 @@
+"""How a program of this package starts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os
+import sys
+from dmdd_jax import cli
+
+def main(argv):
+  print(os.getpid(), os.environ['GLIBC_TUNABLES'], *argv[1:])
+
+cli.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc is on Linux')
+@pytest.mark.parametrize('given', [None, '', 'glibc.malloc.check=1'])
+def test_huge_pages_unless_told_otherwise(tmp_path, given):
+  path = tmp_path / 'program.py'
+  path.write_text(PROGRAM)
+  environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
+  if given is not None:
+    environment['GLIBC_TUNABLES'] = given
+  process = subprocess.Popen(
+    [sys.executable, str(path), 'a b', 'c'],
+    env=environment,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  printed, _ = process.communicate()
+  expected = 'glibc.malloc.hugetlb=1' if given is None else given
+  assert printed == f'{process.pid} {expected} a b c\n'
