@@ -416,6 +416,33 @@ def test_the_state_is_donated(programme):
   programme.steps['segment'](new, batch)
 
 
+def test_nothing_is_computed_for_what_is_frozen(programme):
+  """By XLA's count: no gradient of the teacher, nor in the head's phase any of
+  the student; a trained part costs three times its forward pass."""
+
+  def flops(function, *arguments):
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled.cost_analysis()['flops']
+
+  model, image = programme.model, programme.batch['image']
+  variables = train_state.variables(programme.host_state)
+  taps = model.apply(variables, image, method='teach')
+  teach = flops(lambda x: model.apply(variables, x, method='teach'), image)
+  study = flops(
+    lambda x, taps: model.apply(variables, x, taps, method='study'), image, taps
+  )
+  whole = flops(lambda x: model.apply(variables, x), image)
+  state, batch = programme.fresh_state(), programme.batch
+  distill, segment = (
+    programme.steps[phase].lower(state, batch).compile().cost_analysis()
+    for phase in ('distill', 'segment')
+  )
+  weights = sum(x.size for x in jax.tree.leaves(state.params['student']))
+  update = 25 * weights  # Adam, and the choice of the finite state.
+  assert distill['flops'] < 2.0 * teach + 3.2 * study + update
+  assert segment['flops'] < teach + study + 4.0 * (whole - teach - study)
+
+
 def test_the_head_does_not_look_at_the_normal_image(programme, segmented):
   batch = {**programme.batch, 'normal': programme.batch['image'][::-1]}
   state, metrics = programme.run('segment', 1, batch)
