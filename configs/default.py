@@ -170,6 +170,9 @@ def _loss() -> ml_collections.ConfigDict:
   # Weights of the two distillation losses; 0 switches one off.
   loss.ngm_weight = 1.0
   loss.aim_weight = 1.0
+  # A position counts by its own distance to this power, in NGM and in AIM's
+  # 'match_mask': the worst positions count most. 0 is the plain mean.
+  loss.focus = 1.0
   # One cosine per image over the whole feature map instead of per position.
   loss.ngm_flat = False
   # NGM counts normal positions only.
@@ -193,7 +196,7 @@ def _train() -> ml_collections.ConfigDict:
   # Pairs at a time, over all devices and hosts: a step adds up the gradients of
   # batch_size / microbatch parts. 0 takes the batch at once. The update is the
   # same but for what is normalised over the rows at hand: batch norm's
-  # statistics, and the sums of loss.ngm_normal_only and of the margin.
+  # statistics, and the sums of loss.focus, loss.ngm_normal_only and the margin.
   train.microbatch = 0
   # Steps in all, and how many of them, the first, train the student; the
   # rest train the head on the frozen student.

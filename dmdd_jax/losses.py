@@ -31,6 +31,8 @@ def check_options(options: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f'config.loss.{field} is {options[field]!r}; choose one of {legal}'
       )
+  if options.focus < 0.0:
+    raise ValueError(f'config.loss.focus must be >= 0, is {options.focus}')
   if options.ngm_flat and options.ngm_normal_only:
     raise ValueError(
       'config.loss.ngm_flat takes one cosine of an image, of which'
@@ -91,11 +93,37 @@ def _cell_shares(pixels: int, cells: int) -> np.ndarray:
   return np.float32(np.maximum(overlap, 0.0) / side)
 
 
+def focused_mean(
+  distance: jax.Array, focus: float, weight: jax.Array | None = None
+) -> jax.Array:
+  """Mean in which a position counts by its own distance to the power `focus`.
+
+  Most positions of an image are soon learned, and a plain mean of them hides
+  the few that are not, which are those that an image is scored by. No gradient
+  goes through the weights, and their scale does not matter: the loss stays in
+  the distances' units.
+
+  Args:
+    distance: of any shape, >= 0.
+    focus: 0 is the plain mean; the larger, the more the worst count.
+    weight: of the same shape, in [0, 1], multiplies the positions' weights; if
+      nothing is left of them the mean is 0.
+  """
+  if focus:
+    own = jax.lax.stop_gradient(jnp.maximum(distance, 1e-6)) ** focus
+    weight = own if weight is None else own * weight
+  if weight is None:
+    return jnp.mean(distance)
+  least = jnp.float32(1e-12 if focus else 1.0)
+  return jnp.sum(distance * weight) / jnp.maximum(jnp.sum(weight), least)
+
+
 def ngm(
   normality: Sequence[jax.Array],
   teacher_normal: Sequence[jax.Array],
   masks: Sequence[jax.Array] | None = None,
   flat: bool = False,
+  focus: float = 0.0,
 ) -> jax.Array:
   """Normality guidance: N_l(x_a) is fitted to T_l(x_n), summed over levels.
 
@@ -104,6 +132,7 @@ def ngm(
     teacher_normal: the teacher's features of x_n.
     masks: with masks at the levels' sizes, only normal positions count.
     flat: one cosine per example over the whole map instead of per position.
+    focus: see `focused_mean`.
 
   Raises:
     ValueError: `flat` together with `masks`.
@@ -112,15 +141,9 @@ def ngm(
     raise ValueError('ngm: a flat cosine has no positions to mask')
   total = jnp.float32(0.0)
   for level, (student, teacher) in enumerate(zip(normality, teacher_normal)):
-    if flat:
-      total += jnp.mean(flat_cosine_distance(student, teacher))
-      continue
-    distance = cosine_distance(student, teacher)
-    if masks is None:
-      total += jnp.mean(distance)
-    else:
-      weight = 1.0 - masks[level][..., 0]
-      total += jnp.sum(distance * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    metric = flat_cosine_distance if flat else cosine_distance
+    weight = None if masks is None else 1.0 - masks[level][..., 0]
+    total += focused_mean(metric(student, teacher), focus, weight)
   return total
 
 
@@ -130,6 +153,7 @@ def aim(
   masks: Sequence[jax.Array],
   kind: str = 'match_mask',
   margin: float = 1.0,
+  focus: float = 0.0,
 ) -> jax.Array:
   """Abnormality inverse mimicking: A_l leaves T_l inside the anomaly.
 
@@ -141,6 +165,7 @@ def aim(
       anomalous ones; or 'margin', mean over anomalous positions alone of
       max(0, margin - D).
     margin: for 'margin'.
+    focus: for 'match_mask', see `focused_mean`; of |D - M|.
 
   Raises:
     ValueError: unknown kind.
@@ -151,7 +176,7 @@ def aim(
   for student, target, mask in zip(abnormality, teacher, masks):
     distance, mask = cosine_distance(student, target), mask[..., 0]
     if kind == 'match_mask':
-      total += jnp.mean(jnp.abs(distance - mask))
+      total += focused_mean(jnp.abs(distance - mask), focus)
     else:
       hinge = mask * jnp.maximum(0.0, margin - distance)
       total += jnp.sum(hinge) / jnp.maximum(jnp.sum(mask), 1.0)

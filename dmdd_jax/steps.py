@@ -84,12 +84,18 @@ def distillation_loss(
       taps_normal,
       masks if options.ngm_normal_only else None,
       options.ngm_flat,
+      options.focus,
     )
     total += options.ngm_weight * metrics['ngm']
   if options.aim_weight:
     target = taps_image if options.aim_target == 'image' else taps_normal
     metrics['aim'] = losses.aim(
-      abnormality, target, masks, options.aim, options.aim_margin
+      abnormality,
+      target,
+      masks,
+      options.aim,
+      options.aim_margin,
+      options.focus,
     )
     total += options.aim_weight * metrics['aim']
   return total, metrics

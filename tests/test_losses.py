@@ -412,3 +412,20 @@ def test_segmentation_gradient_points_to_the_mask(kind):
 def test_unknown_segmentation_loss_is_refused_with_the_legal_names():
   with pytest.raises(ValueError, match=r"'bce'.*focal_l1.*focal_dice"):
     segmentation(mask_row(0), mask_row(0), 'bce')
+
+
+def test_focused_mean_by_hand():
+  distance = jnp.array([[1.0, 3.0]])
+  means = [float(losses.focused_mean(distance, f)) for f in (0.0, 1.0, 2.0)]
+  np.testing.assert_allclose(means, [2.0, 10 / 4, 28 / 10], rtol=1e-6)
+  weighted = losses.focused_mean(distance, 1.0, jnp.array([[1.0, 0.5]]))
+  np.testing.assert_allclose(weighted, (1 + 4.5) / (1 + 1.5), rtol=1e-6)
+  nothing = losses.focused_mean(distance, 1.0, jnp.zeros((1, 2)))
+  np.testing.assert_array_equal(nothing, 0.0)
+
+
+def test_weights_of_a_focused_mean_are_no_way_to_lower_it():
+  gradient = jax.grad(losses.focused_mean)(jnp.array([1.0, 3.0]), 1.0)
+  np.testing.assert_allclose(gradient, [0.25, 0.75], rtol=1e-6)
+  at_the_goal = jax.grad(losses.focused_mean)(jnp.zeros(2), 1.0)
+  assert np.all(np.isfinite(at_the_goal))

@@ -93,24 +93,33 @@ def distillation(features, **options):
   return float(loss), {name: float(value) for name, value in terms.items()}
 
 
-def test_ngm_fits_the_normal_image_and_aim_leaves_the_anomalous_one(features):
+def focused(distance, focus, weight=1.0):
+  """The mean in which each counts by its own value to the power `focus`."""
+  weight = weight * distance**focus
+  return np.sum(distance * weight) / np.sum(weight)
+
+
+@pytest.mark.parametrize('focus', [0.0, 1.0, 2.0])
+def test_ngm_fits_the_normal_image_and_aim_leaves_the_anomalous_one(
+  features, focus
+):
   ngm = sum(
-    np.mean(numpy_distance(n, t))
+    focused(numpy_distance(n, t), focus)
     for n, t in zip(features.normality, features.normal)
   )
   masks = [cell_means(features.mask, side) for side in (4, 2)]
 
   def aim(target):
     return sum(
-      np.mean(np.abs(numpy_distance(a, t) - m))
+      focused(np.abs(numpy_distance(a, t) - m), focus)
       for a, t, m in zip(features.abnormality, target, masks)
     )
 
-  loss, terms = distillation(features)
+  loss, terms = distillation(features, focus=focus)
   np.testing.assert_allclose(terms['ngm'], ngm, rtol=1e-5)
   np.testing.assert_allclose(terms['aim'], aim(features.image), rtol=1e-5)
   np.testing.assert_allclose(loss, ngm + aim(features.image), rtol=1e-5)
-  _, terms = distillation(features, aim_target='normal')
+  _, terms = distillation(features, focus=focus, aim_target='normal')
   np.testing.assert_allclose(terms['aim'], aim(features.normal), rtol=1e-5)
 
 
@@ -125,12 +134,13 @@ def test_distillation_weights_and_switches(features):
   assert distillation(features, ngm_weight=0.0)[1] == {'aim': terms['aim']}
 
 
-def test_ngm_normal_only_uses_the_masks_of_its_levels(features):
+@pytest.mark.parametrize('focus', [0.0, 1.0])
+def test_ngm_normal_only_uses_the_masks_of_its_levels(features, focus):
   expected = 0.0
   for side, n, t in zip((4, 2), features.normality, features.normal):
     weight = 1.0 - cell_means(features.mask, side)
-    expected += np.sum(numpy_distance(n, t) * weight) / np.sum(weight)
-  _, terms = distillation(features, ngm_normal_only=True)
+    expected += focused(numpy_distance(n, t), focus, weight)
+  _, terms = distillation(features, focus=focus, ngm_normal_only=True)
   np.testing.assert_allclose(terms['ngm'], expected, rtol=1e-5)
 
 
@@ -197,6 +207,7 @@ def fake_step(parts, batch, microbatch=0, **options):
   """One step of the fake model: the new state and the metrics."""
   config = model_helpers.tiny_config(
     train__microbatch=microbatch,
+    loss__focus=0.0,
     **{f'loss__{name}': value for name, value in options.items()},
   )
   zero = jnp.float32(0.0)
