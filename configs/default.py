@@ -167,7 +167,8 @@ def _head() -> ml_collections.ConfigDict:
 
 def _loss() -> ml_collections.ConfigDict:
   loss = ml_collections.ConfigDict()
-  # Weights of the two distillation losses; 0 switches one off.
+  # Weights of the two distillation losses; 0 switches one off, and its branch's
+  # maps are then left out.
   loss.ngm_weight = 1.0
   loss.aim_weight = 1.0
   # A position counts by its own distance to this power, in NGM and in AIM's

@@ -28,7 +28,7 @@ def test_distance_maps_are_normality_levels_then_abnormality_levels():
   taps = [constant(X, 4), constant(X, 2)]
   normality = [constant(X, 4), constant(Y, 2)]
   abnormality = [constant(-X, 4), constant(X + Y, 2)]
-  maps = dmdd.distance_maps(normality, abnormality, taps)
+  maps = dmdd.distance_maps([normality, abnormality], taps)
   assert maps.shape == (1, 4, 4, 4) and maps.dtype == jnp.float32
   expected = [0.0, 1.0, 2.0, 1.0 - 1.0 / np.sqrt(2.0)]
   np.testing.assert_allclose(
@@ -41,7 +41,7 @@ def test_distance_maps_are_interpolated_from_their_own_level():
   tap = constant(X, 2)
   coarse = tap.at[:, :, 1].set(jnp.asarray(Y))
   fine = constant(X, 4)
-  maps = dmdd.distance_maps([fine, coarse], [fine, tap], [fine, tap])
+  maps = dmdd.distance_maps([[fine, coarse], [fine, tap]], [fine, tap])
   row = [0.0, 0.25, 0.75, 1.0]
   np.testing.assert_allclose(maps[0, ..., 1], [row] * 4, atol=1e-6)
   for other in (0, 2, 3):
@@ -52,8 +52,8 @@ def test_the_border_of_the_maps_is_that_of_their_inside():
   rng = np.random.default_rng(0)
   features = [jnp.float32(rng.normal(size=(2, 8, 8, 3))) for _ in range(3)]
   normality, abnormality, taps = ([feature] for feature in features)
-  maps = np.asarray(dmdd.distance_maps(normality, abnormality, taps))
-  found = np.asarray(dmdd.distance_maps(normality, abnormality, taps, 2))
+  maps = np.asarray(dmdd.distance_maps([normality, abnormality], taps))
+  found = np.asarray(dmdd.distance_maps([normality, abnormality], taps, 2))
   inner = np.clip(np.arange(8), 2, 5)
   np.testing.assert_array_equal(found, maps[:, inner][:, :, inner])
 
@@ -67,7 +67,7 @@ def test_a_border_wider_than_the_smallest_maps_is_refused(border):
 
 def test_distance_maps_are_float32_for_bfloat16_features():
   feature = constant(X, 2).astype(jnp.bfloat16)
-  maps = dmdd.distance_maps([feature], [feature], [feature])
+  maps = dmdd.distance_maps([[feature], [feature]], [feature])
   assert maps.dtype == jnp.float32
 
 
@@ -79,7 +79,7 @@ def test_feature_products_sum_to_the_cosine():
     return [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
 
   normality, abnormality, taps = draw(), draw(), draw()
-  products = dmdd.feature_products(normality, abnormality, taps)
+  products = dmdd.feature_products([normality, abnormality], taps)
   assert products.shape == (2, 4, 4, 3 + 5 + 3 + 5)
   levels = np.split(np.asarray(products), [3, 8, 11], axis=-1)
   pairs = [*zip(normality, taps), *zip(abnormality, taps)]
@@ -90,12 +90,12 @@ def test_feature_products_sum_to_the_cosine():
 
 def test_feature_products_by_hand():
   feature, tap = constant([3.0, 4.0], 2), constant([0.0, 2.0], 2)
-  products = dmdd.feature_products([feature], [tap], [tap])
+  products = dmdd.feature_products([[feature], [tap]], [tap])
   expected = [0.0, 0.8, 0.0, 1.0]
   np.testing.assert_allclose(
     products, np.broadcast_to(expected, products.shape), atol=1e-6
   )
-  nothing = dmdd.feature_products([0 * feature], [tap], [tap])
+  nothing = dmdd.feature_products([[0 * feature], [tap]], [tap])
   np.testing.assert_allclose(nothing[..., :2], 0.0)
 
 
@@ -192,6 +192,22 @@ def test_output_shapes(kind, trunk, size):
   height, width = size[0] // 4, size[1] // 4
   assert output.maps.shape == (2, height, width, 6)
   assert output.maps_mean.shape == output.logit.shape == (2, height, width)
+
+
+def test_maps_are_of_the_branches_that_are_trained():
+  images = jnp.asarray(model_helpers.make_batch(batch=1)['image'])
+  both = dmdd.from_config(model_helpers.tiny_config(head__kind='none'))
+  variables = model_helpers.make_variables(both)
+  maps = both.apply(variables, images).maps
+  for weight, part in (('aim', maps[..., :3]), ('ngm', maps[..., 3:])):
+    options = {'head__kind': 'none', f'loss__{weight}_weight': 0.0}
+    one = dmdd.from_config(model_helpers.tiny_config(**options))
+    output = one.apply(variables, images)
+    np.testing.assert_array_equal(output.maps, part)
+    np.testing.assert_array_equal(output.maps_mean, part.mean(axis=-1))
+  with pytest.raises(ValueError, match='ngm_weight and config.loss.aim_weight'):
+    nothing = {'loss__ngm_weight': 0.0, 'loss__aim_weight': 0.0}
+    dmdd.from_config(model_helpers.tiny_config(**nothing))
 
 
 # --- gradients that must be zero ---------------------------------------------

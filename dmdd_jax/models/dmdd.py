@@ -27,6 +27,7 @@ from dmdd_jax.models import resnet
 from dmdd_jax.models import segmentation
 from dmdd_jax.models import student as student_lib
 
+BRANCHES = ('normality', 'abnormality')
 HEAD_INPUTS = ('maps', 'products')
 DTYPES = ('float32', 'bfloat16')
 MAX_BORDER = 3  # Of the 8 positions of the smallest images.
@@ -40,7 +41,8 @@ class Output:
 
   Attributes:
     maps: (B, h, w, 2 L) cosine distances, L normality levels then L
-      abnormality levels, each in [0, 2].
+      abnormality levels, each in [0, 2]; L of the one branch where only one is
+      trained.
     maps_mean: (B, h, w), their plain mean, the head's control.
     logit: (B, h, w), the head's anomaly logit; without a head, `maps_mean`.
   """
@@ -51,9 +53,11 @@ class Output:
 
 
 def distance_maps(
-  normality: Features, abnormality: Features, taps: Features, border: int = 0
+  branches: Sequence[Features], taps: Features, border: int = 0
 ) -> jax.Array:
-  """The 2 L cosine-distance maps at the finest level's size, float32.
+  """Cosine-distance maps of each branch's L levels, in order, float32.
+
+  All at the finest level's size, (B, h, w, L * len(branches)).
 
   The `border` outermost positions on each side take the value of the nearest
   one inside: next to the zeros that convolutions pad with, a student can stay
@@ -64,7 +68,7 @@ def distance_maps(
     student_lib.resize_bilinear(
       losses.cosine_distance(feature, tap)[..., None], size
     )
-    for features in (normality, abnormality)
+    for features in branches
     for feature, tap in zip(features, taps)
   ]
   found = jnp.concatenate(maps, axis=-1)
@@ -80,9 +84,7 @@ def distance_maps(
   return found
 
 
-def feature_products(
-  normality: Features, abnormality: Features, taps: Features
-) -> jax.Array:
+def feature_products(branches: Sequence[Features], taps: Features) -> jax.Array:
   """Elementwise products of L2-normalised features (DeSTSeg's head input)."""
 
   def unit(x: jax.Array) -> jax.Array:
@@ -93,7 +95,7 @@ def feature_products(
   size = taps[0].shape[1:3]
   products = [
     student_lib.resize_bilinear(unit(feature) * unit(tap), size)
-    for features in (normality, abnormality)
+    for features in branches
     for feature, tap in zip(features, taps)
   ]
   return jnp.concatenate(products, axis=-1)
@@ -109,6 +111,7 @@ class DMDD(nn.Module):
     head_input: one of `HEAD_INPUTS`.
     head: further attributes of the head.
     border: see `distance_maps`.
+    branches: those of `BRANCHES` that are trained; maps are of these alone.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
   """
@@ -119,6 +122,7 @@ class DMDD(nn.Module):
   head_input: str = 'maps'
   head_options: Mapping[str, Any] = struct.field(default_factory=dict)
   border: int = 0
+  branches: Sequence[str] = BRANCHES
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
@@ -156,14 +160,17 @@ class DMDD(nn.Module):
     train: bool = False,
   ) -> Output:
     """Maps and logit from features; the head sends no gradient back."""
-    features = jax.lax.stop_gradient((normality, abnormality, taps))
-    maps = distance_maps(*features, self.border)
+    found = dict(zip(BRANCHES, (normality, abnormality)))
+    branches, taps = jax.lax.stop_gradient(
+      ([found[name] for name in self.branches], taps)
+    )
+    maps = distance_maps(branches, taps, self.border)
     maps_mean = jnp.mean(maps, axis=-1)
     if self.head_kind == 'none':
       return Output(maps, maps_mean, maps_mean)
     inputs = maps
     if self.head_input == 'products':
-      inputs = feature_products(*features)
+      inputs = feature_products(branches, taps)
     logit = self.head(inputs.astype(self.dtype), train)
     return Output(maps, maps_mean, logit[..., 0])
 
@@ -205,6 +212,13 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     raise ValueError(
       f'config.head.border must be in [0, {MAX_BORDER}], is {border}'
     )
+  weights = (config.loss.ngm_weight, config.loss.aim_weight)
+  branches = tuple(name for name, weight in zip(BRANCHES, weights) if weight)
+  if not branches:
+    raise ValueError(
+      'config.loss.ngm_weight and config.loss.aim_weight are both 0: there is'
+      ' nothing to train the student by'
+    )
   return DMDD(
     arch=config.teacher.arch,
     student_options=dict(config.student),
@@ -217,6 +231,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
       'spatial_attention': head.spatial_attention,
     },
     border=border,
+    branches=branches,
     dtype=jnp.dtype(config.dtype),
   )
 
