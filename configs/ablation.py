@@ -14,9 +14,9 @@ from configs import mvtec_cpu
 # The budget that all variants share, on top of configs/mvtec_cpu.py.
 BUDGET = {
   'data.image_size': 128,
-  'train.total_steps': 800,
-  'train.distill_steps': 600,
-  'train.checkpoint_every': 800,
+  'train.total_steps': 600,
+  'train.distill_steps': 450,
+  'train.checkpoint_every': 600,
   'train.keep_checkpoints': 1,
   'eval.pictures': 0,
 }
@@ -35,6 +35,13 @@ COMPARISONS = {
     'ngm_and_aim': {},
     'ngm_alone': {'loss.aim_weight': 0.0},
     'aim_alone': {'loss.ngm_weight': 0.0},
+  },
+  'ngm': {
+    'default': {},
+    'no_focus': {'loss.focus': 0.0},
+    'focus_2': {'loss.focus': 2.0},
+    'normal_only': {'loss.ngm_normal_only': True},
+    'flat': {'loss.ngm_flat': True},
   },
   'aim': {
     'match_mask': {},
@@ -63,6 +70,10 @@ COMPARISONS = {
     'no_foreground': {'per_category.screw.synthesis.foreground': 'off'},
     'opacity_05': {'synthesis.opacity_max': 0.5},
     'lighting_01': {'synthesis.lighting': 0.1},
+    'only_textures_and_blobs': {
+      'synthesis.self_share': 0.0,
+      'synthesis.region_share': 0.0,
+    },
     'no_turns': {
       'per_category.screw.synthesis.rotate_90': False,
       'per_category.screw.synthesis.rotate_degrees': 0.0,
@@ -75,17 +86,19 @@ COMPARISONS = {
     # As many pairs in half and a quarter of the steps.
     'batch_4': {
       'train.batch_size': 4,
-      'train.total_steps': 400,
-      'train.distill_steps': 300,
+      'train.total_steps': 300,
+      'train.distill_steps': 225,
     },
     'batch_8': {
       'train.batch_size': 8,
-      'train.total_steps': 200,
-      'train.distill_steps': 150,
+      'train.total_steps': 150,
+      'train.distill_steps': 112,
     },
     'b1_0.9': {'train.student.b1': 0.9},
     'no_clipping': {'train.student.clip_norm': 0.0},
     'constant_rate': {'train.student.schedule': 'constant'},
+    'joint': {'train.joint': True},
+    'bfloat16': {'dtype': 'bfloat16'},
     'sgd_0.4': {
       'train.student.kind': 'sgd',
       'train.student.learning_rate': 0.4,

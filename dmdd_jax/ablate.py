@@ -19,11 +19,12 @@ from dmdd_jax import evaluate
 from dmdd_jax import storage
 from dmdd_jax import sweep
 
-# The first two are what a choice may be made by: synthetic anomalies on
+# The first three are what a choice may be made by: synthetic anomalies on
 # held-out normal images. The rest are of the test images, read at the end.
 COLUMNS = {
-  'validation/pixel_auroc': 'val. AUROC',
-  'validation/pixel_ap': 'val. AP',
+  'validation/image_auroc': 'val. image AUROC',
+  'validation/pixel_auroc': 'val. pixel AUROC',
+  'validation/pixel_ap': 'val. pixel AP',
   'image_auroc': 'image AUROC',
   'pixel_auroc': 'pixel AUROC',
   'au_pro': 'AU-PRO',
