@@ -14,9 +14,10 @@ from configs import mvtec_cpu
 # The budget that all variants share, on top of configs/mvtec_cpu.py.
 BUDGET = {
   'data.image_size': 128,
-  'train.total_steps': 600,
-  'train.distill_steps': 450,
-  'train.checkpoint_every': 600,
+  'train.batch_size': 8,
+  'train.total_steps': 200,
+  'train.distill_steps': 150,
+  'train.checkpoint_every': 200,
   'train.keep_checkpoints': 1,
   'eval.pictures': 0,
 }
@@ -25,10 +26,6 @@ COMPARISONS = {
   'trunk': {
     'encoder': {},
     'reverse': {'student.trunk': 'reverse'},
-    'reverse_2e-3': {
-      'student.trunk': 'reverse',
-      'train.student.learning_rate': 2e-3,
-    },
     'encoder_decoder': {'student.trunk': 'encoder_decoder'},
   },
   'losses': {
@@ -80,19 +77,22 @@ COMPARISONS = {
     },
   },
   'optimiser': {
-    'adam_5e-3': {},
-    'adam_1e-2': {'train.student.learning_rate': 1e-2},
-    'adam_2e-3': {'train.student.learning_rate': 2e-3},
-    # As many pairs in half and a quarter of the steps.
+    'muon_0.02': {},
+    'muon_0.05': {'train.student.learning_rate': 0.05},
+    'muon_0.01': {'train.student.learning_rate': 0.01},
+    'adam_5e-3': {
+      'train.student.kind': 'adam',
+      'train.student.learning_rate': 5e-3,
+    },
+    'adam_2e-3': {
+      'train.student.kind': 'adam',
+      'train.student.learning_rate': 2e-3,
+    },
+    # As many pairs in twice the steps, of which each costs as much for Muon.
     'batch_4': {
       'train.batch_size': 4,
-      'train.total_steps': 300,
-      'train.distill_steps': 225,
-    },
-    'batch_8': {
-      'train.batch_size': 8,
-      'train.total_steps': 150,
-      'train.distill_steps': 112,
+      'train.total_steps': 400,
+      'train.distill_steps': 300,
     },
     'b1_0.9': {'train.student.b1': 0.9},
     'no_clipping': {'train.student.clip_norm': 0.0},

@@ -23,5 +23,4 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.distill_steps = 180
   config.train.log_every = 20
   config.train.checkpoint_every = 140
-  config.train.student.learning_rate = 2e-3
   return config

@@ -19,7 +19,7 @@ import optax
 from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
 
-OPTIMIZERS = ('adam', 'sgd')
+OPTIMIZERS = ('muon', 'adam', 'sgd')
 SCHEDULES = ('cosine', 'constant')
 
 
@@ -64,16 +64,19 @@ def make_optimizer(
       f'config.{field}.schedule is {options.schedule!r}; choose one of'
       f' {SCHEDULES}'
     )
-  steps = max(steps, 1)
-  warmup = int(options.warmup_fraction * steps)
-  peak = options.learning_rate
-  if options.schedule == 'cosine':
-    main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
-  else:
-    main = optax.constant_schedule(peak)
-  ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
-  rate = optax.join_schedules([ramp, main], [warmup])
-  if options.kind == 'sgd':
+  rate = _schedule(options, options.learning_rate, max(steps, 1))
+  if options.kind == 'muon':
+    update = optax.contrib.muon(
+      rate,
+      weight_decay=options.weight_decay,
+      adam_b1=options.b1,
+      adam_b2=options.b2,
+      adam_learning_rate=_schedule(
+        options, options.adam_learning_rate, max(steps, 1)
+      ),
+      muon_weight_dimension_numbers=_as_matrices,
+    )
+  elif options.kind == 'sgd':
     update = optax.sgd(rate, momentum=options.b1)
     if options.weight_decay:
       decay = optax.add_decayed_weights(options.weight_decay)
@@ -86,6 +89,29 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(options.clip_norm)
     update = optax.chain(clip, update)
   return update
+
+
+def _schedule(
+  options: ml_collections.ConfigDict, peak: float, steps: int
+) -> optax.Schedule:
+  """Linear warm-up to `peak`, then what `options.schedule` says."""
+  warmup = int(options.warmup_fraction * steps)
+  if options.schedule == 'cosine':
+    main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+  else:
+    main = optax.constant_schedule(peak)
+  ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
+  return optax.join_schedules([ramp, main], [warmup])
+
+
+def _as_matrices(params: Any) -> Any:
+  """Which axes of each parameter Muon takes as rows, and which as columns.
+
+  A convolution's kernel (h, w, in, out) is a matrix (h w in, out), as in
+  https://kellerjordan.github.io/posts/muon; None leaves a parameter to Adam.
+  """
+  kernel = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
+  return jax.tree.map(lambda x: kernel if x.ndim == 4 else None, params)
 
 
 def make_optimizers(

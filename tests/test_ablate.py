@@ -20,7 +20,7 @@ def test_every_variant_is_a_legal_config():
       config = ablation.get_config(f'{comparison}/{variant}')
       assert config.data.image_size == 128
       pairs = config.train.total_steps * config.train.batch_size
-      assert pairs == 1200, variant
+      assert pairs == 1600, variant
 
 
 def test_variants_differ_from_the_base_in_their_fields_alone():

@@ -155,6 +155,30 @@ def test_adam_by_hand():
   np.testing.assert_allclose(found, [expected] * 3, rtol=1e-4)
 
 
+def test_muon_takes_kernels_as_matrices_and_adam_the_rest():
+  options = optimizer_options(
+    kind='muon', schedule='constant', adam_learning_rate=0.01
+  )
+  optimizer = train_state.make_optimizer(options, 3, 'train.student')
+  rng = np.random.default_rng(0)
+  gradient = {
+    'kernel': rng.normal(size=(3, 3, 2, 4)).astype(np.float32),
+    'bias': np.float32([2.0, -0.5]),
+  }
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  found, _ = optimizer.update(gradient, optimizer.init(params), params)
+  np.testing.assert_allclose(found['bias'], [-0.01, 0.01], rtol=1e-4)
+  # Nothing is left of the gradient's singular values but that they are > 0:
+  # five Newton-Schulz iterations bring all of them near 1.
+  left, _, right = np.linalg.svd(
+    gradient['kernel'].reshape(18, 4), full_matrices=False
+  )
+  update = np.reshape(found['kernel'], (18, 4)) / -0.1
+  values = left.T @ update @ right.T
+  np.testing.assert_allclose(values - np.diag(np.diag(values)), 0.0, atol=1e-4)
+  assert np.all((np.diag(values) > 0.6) & (np.diag(values) < 1.3))
+
+
 def test_sgd_momentum_and_decay_by_hand():
   options = optimizer_options(schedule='constant', b1=0.5, weight_decay=0.1)
   optimizer = train_state.make_optimizer(options, 3, 'train.student')
