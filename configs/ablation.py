@@ -33,9 +33,21 @@ COMPARISONS = {
     'ngm_alone': {'loss.aim_weight': 0.0},
     'aim_alone': {'loss.ngm_weight': 0.0},
   },
+  # Whether what screw chose at 256 pixels holds for others.
+  'learning': {
+    'focus_and_muon': {},
+    'no_focus': {'loss.focus': 0.0},
+    'adam': {
+      'train.student.kind': 'adam',
+      'train.student.learning_rate': 5e-3,
+    },
+  },
+  'precision': {
+    'float32': {},
+    'bfloat16': {'dtype': 'bfloat16'},
+  },
   'ngm': {
     'default': {},
-    'no_focus': {'loss.focus': 0.0},
     'focus_2': {'loss.focus': 2.0},
     'normal_only': {'loss.ngm_normal_only': True},
     'flat': {'loss.ngm_flat': True},
@@ -80,10 +92,6 @@ COMPARISONS = {
     'muon_0.02': {},
     'muon_0.05': {'train.student.learning_rate': 0.05},
     'muon_0.01': {'train.student.learning_rate': 0.01},
-    'adam_5e-3': {
-      'train.student.kind': 'adam',
-      'train.student.learning_rate': 5e-3,
-    },
     'adam_2e-3': {
       'train.student.kind': 'adam',
       'train.student.learning_rate': 2e-3,
@@ -98,7 +106,6 @@ COMPARISONS = {
     'no_clipping': {'train.student.clip_norm': 0.0},
     'constant_rate': {'train.student.schedule': 'constant'},
     'joint': {'train.joint': True},
-    'bfloat16': {'dtype': 'bfloat16'},
     'sgd_0.4': {
       'train.student.kind': 'sgd',
       'train.student.learning_rate': 0.4,

@@ -72,7 +72,7 @@ def _use_huge_pages() -> None:
   if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ:
     return
   os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-  os.execv(sys.executable, sys.orig_argv)
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _is_ours(record: std_logging.LogRecord) -> bool:
