@@ -218,6 +218,7 @@ class TrainBench:
     batch_size: int = 8,
     dtype: str = 'float32',
     devices: int | None = None,
+    optimizer: str = 'adam',  # As the peer has it.
   ):
     import jax
 
@@ -229,6 +230,7 @@ class TrainBench:
     self.options, self.arch, self.dtype = options, arch, dtype
     self.config = bench_config(options.size, batch_size)
     self.config.teacher.arch = arch
+    self.config.train.student.kind = optimizer
     self.config.dtype = 'float32' if dtype == 'tf32' else dtype
     self.mesh = sharding.make_mesh(jax.devices()[:devices])
     self.model = dmdd.from_config(self.config)
@@ -299,8 +301,24 @@ class TrainBench:
         benchmark.Figure(f'{name}, memory', 'MB', used / 1e6),
       ]
       if phase == 'distill':
-        figures.append(self._cached(constant, alone))
+        figures += [self._cached(constant, alone), self._muon(constant, alone)]
     return figures
+
+  def _muon(self, batch, alone: benchmark.Seconds) -> benchmark.Figure:
+    """The distillation step with Muon, as the default config has it."""
+    count = self.config.train.batch_size
+    bench = TrainBench(
+      self.options, self.arch, count, self.dtype, optimizer='muon'
+    )
+    step, _, _ = bench.compile('distill', batch)
+    return benchmark.rate(
+      f'distill, {self.name}, Muon',
+      'pairs/s',
+      count,
+      benchmark.measure(step, self.options.repeats),
+      baseline=count / alone.median,
+      baseline_is='Adam',
+    )
 
   def _cached(self, batch, alone: benchmark.Seconds) -> benchmark.Figure:
     """The distillation step with the teacher's features of x_n at hand."""
