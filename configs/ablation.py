@@ -37,10 +37,7 @@ COMPARISONS = {
   'learning': {
     'focus_and_muon': {},
     'no_focus': {'loss.focus': 0.0},
-    'adam': {
-      'train.student.kind': 'adam',
-      'train.student.learning_rate': 5e-3,
-    },
+    'adam': {'train.student.kind': 'adam'},
   },
   'precision': {
     'float32': {},
@@ -90,8 +87,8 @@ COMPARISONS = {
   },
   'optimiser': {
     'muon_0.02': {},
-    'muon_0.05': {'train.student.learning_rate': 0.05},
-    'muon_0.01': {'train.student.learning_rate': 0.01},
+    'muon_0.05': {'train.student.muon_learning_rate': 0.05},
+    'muon_0.01': {'train.student.muon_learning_rate': 0.01},
     'adam_2e-3': {
       'train.student.kind': 'adam',
       'train.student.learning_rate': 2e-3,
@@ -102,7 +99,6 @@ COMPARISONS = {
       'train.total_steps': 400,
       'train.distill_steps': 300,
     },
-    'b1_0.9': {'train.student.b1': 0.9},
     'no_clipping': {'train.student.clip_norm': 0.0},
     'constant_rate': {'train.student.schedule': 'constant'},
     'joint': {'train.joint': True},

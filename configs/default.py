@@ -145,7 +145,7 @@ def _student() -> ml_collections.ConfigDict:
 
 def _head() -> ml_collections.ConfigDict:
   head = ml_collections.ConfigDict()
-  # 'multi_perception', 'destseg', or 'none' (the mean of the maps).
+  # 'multi_perception', 'destseg', or 'none' (the maps alone).
   head.kind = 'multi_perception'
   # 'maps' (cosine distances) or 'products' (of L2-normalised features).
   head.input = 'maps'
@@ -156,9 +156,12 @@ def _head() -> ml_collections.ConfigDict:
   # Gates of the channels and of the positions, each by its own statistics.
   head.channel_attention = True
   head.spatial_attention = True
-  # Weight of the standardised mean of the maps in the final map, beside the
-  # 1 of the head's standardised probability; 0 is the head alone.
+  # Weight of the standardised distance in the final map, beside the 1 of the
+  # head's standardised probability; 0 is the head alone.
   head.maps_weight = 1.0
+  # The distance is the mean of the normality maps times this plus that of the
+  # abnormality maps times the rest of 1; 0.5 is the plain mean of all maps.
+  head.normality_share = 0.8
   # So many positions (of 4 pixels) at each edge of the distance maps take the
   # value of the nearest one inside; 0 to 3.
   head.border = 0
@@ -172,7 +175,8 @@ def _loss() -> ml_collections.ConfigDict:
   loss.ngm_weight = 1.0
   loss.aim_weight = 1.0
   # A position counts by its own distance to this power, in NGM and in AIM's
-  # 'match_mask': the worst positions count most. 0 is the plain mean.
+  # 'match_mask': the worst positions (with ngm_flat, images) count most. 0 is
+  # the plain mean, 4 the most.
   loss.focus = 1.0
   # One cosine per image over the whole feature map instead of per position.
   loss.ngm_flat = False
@@ -205,7 +209,7 @@ def _train() -> ml_collections.ConfigDict:
   train.distill_steps = 4000
   # True trains student and head together in every step.
   train.joint = False
-  train.student = _optimizer('muon', 0.02)
+  train.student = _optimizer('muon', 5e-3)
   train.head = _optimizer('adam', 5e-3)
   # Keep the teacher's features of the defect-free images (x_n) in memory and
   # run it on x_a alone. On every device, 1.8 MB an image with resnet18 at 256
@@ -223,19 +227,20 @@ def _train() -> ml_collections.ConfigDict:
 
 def _optimizer(kind: str, learning_rate: float) -> ml_collections.ConfigDict:
   optimizer = ml_collections.ConfigDict()
-  # 'muon' (kernels of convolutions by Muon, all else by Adam), 'adam' (adamw
-  # when weight_decay > 0) or 'sgd'.
+  # 'muon' (kernels of convolutions by Muon, all else by Adam with Nesterov's
+  # momentum), 'adam' (adamw when weight_decay > 0) or 'sgd'.
   optimizer.kind = kind
   # Peak, after a linear warm-up over that share of the part's steps; then a
   # cosine to zero ('cosine') or no change ('constant').
   optimizer.learning_rate = learning_rate
-  # muon: the peak of what Adam updates, of the same shape.
-  optimizer.adam_learning_rate = 5e-3
+  # muon: the kernels' peak, in place of that.
+  optimizer.muon_learning_rate = 0.02
   optimizer.warmup_fraction = 0.05
   optimizer.schedule = 'cosine'
-  # Adam's decay rates; sgd uses b1 as its momentum.
+  # Adam's decay rates; sgd uses b1 as its momentum, Muon's own is 0.95.
   optimizer.b1 = 0.5
   optimizer.b2 = 0.999
+  # muon: of the kernels alone.
   optimizer.weight_decay = 0.0
   # Gradients are scaled to at most this global norm; 0 switches it off.
   optimizer.clip_norm = 1.0

@@ -1,7 +1,7 @@
 """MVTec AD with a budget for two CPU cores: within an hour a category.
 
-The encoder trunk learns a freely turned object in fewer steps, and costs half
-of the others (docs/results.md).
+The encoder trunk learns a freely turned object in fewer steps than the others
+(docs/results.md), which cost twice as much, and with Muon more.
 
 `configs/mvtec_cpu.py:screw`, a comma list, or all 15.
 """

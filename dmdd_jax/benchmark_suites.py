@@ -209,7 +209,10 @@ def _train(options: Options) -> list[benchmark.Figure]:
 
 
 class TrainBench:
-  """One configuration's steps, and what each is compared with."""
+  """One configuration's steps, and what each is compared with.
+
+  Loss and optimiser are those of the peer in tools/peers.
+  """
 
   def __init__(
     self,
@@ -218,7 +221,7 @@ class TrainBench:
     batch_size: int = 8,
     dtype: str = 'float32',
     devices: int | None = None,
-    optimizer: str = 'adam',  # As the peer has it.
+    optimizer: str = 'adam',
   ):
     import jax
 
@@ -231,6 +234,7 @@ class TrainBench:
     self.config = bench_config(options.size, batch_size)
     self.config.teacher.arch = arch
     self.config.train.student.kind = optimizer
+    self.config.loss.focus = 0.0
     self.config.dtype = 'float32' if dtype == 'tf32' else dtype
     self.mesh = sharding.make_mesh(jax.devices()[:devices])
     self.model = dmdd.from_config(self.config)

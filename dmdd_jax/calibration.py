@@ -6,7 +6,7 @@ just above their highest score, and the log says so.
 
 Synopsis:
 
-  fusion = calibration.fit_fusion(config, probabilities, maps_mean)
+  fusion = calibration.fit_fusion(config, probabilities, distances)
   found = calibration.fit(config, fusion, maps, scores)
   is_defective = score >= found.image_threshold
 """
@@ -93,21 +93,21 @@ def from_dict(document: Mapping[str, Any]) -> Calibration:
 def fit_fusion(
   config: ml_collections.ConfigDict,
   probabilities: np.ndarray,
-  maps_mean: np.ndarray,
+  distances: np.ndarray,
   head_is_trained: bool = True,
 ) -> steps.Fusion:
-  """Standardises probability and mean map by held-out normal pixels.
+  """Standardises probability and distance by held-out normal pixels.
 
   Args:
     config: `head.kind` and `head.maps_weight` are read.
     probabilities: (N, S, S) of held-out normal images, N >= 1.
-    maps_mean: likewise.
+    distances: likewise.
     head_is_trained: False leaves the head out: before its first step, and
       where it never gets one, it says nothing.
   """
   head_center, head_scale = _center_and_scale(probabilities)
   head_scale = max(head_scale, _MIN_HEAD_SCALE)
-  maps_center, maps_scale = _center_and_scale(maps_mean)
+  maps_center, maps_scale = _center_and_scale(distances)
   return steps.Fusion(
     head_center=head_center,
     head_scale=head_scale,

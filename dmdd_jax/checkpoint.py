@@ -323,6 +323,10 @@ def check_config(
   if not (old.get('data.tile_size') or new.get('data.tile_size')):
     new.pop('data.tile_overlap', None)  # Without tiles it means nothing.
     old.pop('data.tile_overlap', None)
+  for part in ('train.student', 'train.head'):
+    if 'muon' not in (old.get(f'{part}.kind'), new.get(f'{part}.kind')):
+      new.pop(f'{part}.muon_learning_rate', None)  # Nor does this then.
+      old.pop(f'{part}.muon_learning_rate', None)
   differing = [
     f'  {field}: {old.get(field, "(absent)")!r} in the checkpoint,'
     f' {new.get(field, "(absent)")!r} now'

@@ -29,8 +29,6 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
   `--verbosity=1` shows the traceback too.
   """
-  if getattr(sys.modules['__main__'], 'main', None) is main:
-    _use_huge_pages()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
@@ -62,15 +60,23 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
-def _use_huge_pages() -> None:
-  """Begins this program again with glibc's allocations in huge pages.
+def use_huge_pages(main: Callable[[list[str]], Any]) -> None:
+  """Begins a training program again with glibc's allocations in huge pages.
 
   XLA asks for a step's memory anew every time, and its page faults take a
   fifth of the step on a CPU. glibc looks at this variable only as a program
   starts; whoever has set it, even to '', is left alone.
+
+  Args:
+    main: the caller. Where it is not the program's own, as in a test, or the
+      program came by standard input, nothing is done.
   """
   if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ:
     return
+  program = getattr(sys.modules['__main__'], 'main', None)
+  if program is not main or sys.argv[0] in ('', '-'):
+    return
+  sys.stdout.flush()
   os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

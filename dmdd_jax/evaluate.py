@@ -116,7 +116,8 @@ class Predictor:
     """Predicts images (N, H, W, 3) tile by tile, never one as a whole."""
     options = self.config.eval
     grid = tiles.make_grid(self.config.data, images.shape[1:3])
-    probability, maps_mean = np.zeros((2, *images.shape[:3]), np.float32)
+    joined = np.zeros((3, *images.shape[:3]), np.float32)
+    probability, distance, maps_mean = joined
     places = [
       (n, tile) for n in range(len(images)) for tile in range(len(grid))
     ]
@@ -126,13 +127,14 @@ class Predictor:
       found = self._predict_whole(state, fusion, parts)
       for row, (n, tile) in enumerate(some):
         grid.add(probability[n], tile, found.probability[row])
+        grid.add(distance[n], tile, found.distance[row])
         grid.add(maps_mean[n], tile, found.maps_mean[row])
     if options.smoothing_sigma:
-      for anomaly_map in (*probability, *maps_mean):
+      for anomaly_map in (*probability, *distance, *maps_mean):
         ndimage.gaussian_filter(  # As `steps.smooth` does it.
           anomaly_map, options.smoothing_sigma, output=anomaly_map
         )
-    fused = np.asarray(fusion(probability, maps_mean), np.float32)
+    fused = np.asarray(fusion(probability, distance), np.float32)
     scores = [
       np.array(
         [map_files.top_mean(m, options.score_top_pixels) for m in maps],
@@ -140,7 +142,14 @@ class Predictor:
       )
       for maps in (fused, maps_mean)
     ]
-    return steps.Prediction(fused, scores[0], maps_mean, scores[1], probability)
+    return steps.Prediction(
+      map=fused,
+      score=scores[0],
+      maps_mean=maps_mean,
+      maps_mean_score=scores[1],
+      distance=distance,
+      probability=probability,
+    )
 
   def _predict_whole(
     self,
@@ -219,7 +228,7 @@ def calibrate(
     return calibration_lib.uncalibrated(config, trained)
   raw = predict_images(predictor, state, steps.Fusion(), images)
   fusion = calibration_lib.fit_fusion(
-    config, raw.probability, raw.maps_mean, trained
+    config, raw.probability, raw.distance, trained
   )
   found = predict_images(predictor, state, fusion, images)
   return calibration_lib.fit(config, fusion, found.map, found.score)

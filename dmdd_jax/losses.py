@@ -31,8 +31,9 @@ def check_options(options: ml_collections.ConfigDict) -> None:
       raise ValueError(
         f'config.loss.{field} is {options[field]!r}; choose one of {legal}'
       )
-  if options.focus < 0.0:
-    raise ValueError(f'config.loss.focus must be >= 0, is {options.focus}')
+  # Beyond it float32 has no numbers for the weights.
+  if not 0.0 <= options.get('focus', 0.0) <= 4.0:
+    raise ValueError(f'config.loss.focus must be in [0, 4], is {options.focus}')
   if options.ngm_flat and options.ngm_normal_only:
     raise ValueError(
       'config.loss.ngm_flat takes one cosine of an image, of which'
@@ -132,7 +133,7 @@ def ngm(
     teacher_normal: the teacher's features of x_n.
     masks: with masks at the levels' sizes, only normal positions count.
     flat: one cosine per example over the whole map instead of per position.
-    focus: see `focused_mean`.
+    focus: see `focused_mean`; of positions, with `flat` of examples.
 
   Raises:
     ValueError: `flat` together with `masks`.

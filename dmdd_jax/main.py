@@ -38,7 +38,9 @@ flags.DEFINE_integer('category_group', None, 'Given by groups.py.')
 
 def main(argv: list[str]) -> None:
   """Sets the process up and calls train, evaluate or predict."""
-  import jax  # Takes a second, which `--help` and `cli.run` need not.
+  if FLAGS.mode == 'train':
+    cli.use_huge_pages(main)
+  import jax  # Takes a second, which `--help` and the line above need not.
 
   from dmdd_jax import groups
   from dmdd_jax import hosts

@@ -77,6 +77,7 @@ def distillation_loss(
   options = config.loss
   losses.check_options(options)
   masks = [losses.resize_mask(mask, tap.shape[1:3]) for tap in taps_image]
+  focus = options.get('focus', 0.0)  # Faults kept before this field.
   total, metrics = jnp.float32(0.0), {}
   if options.ngm_weight:
     metrics['ngm'] = losses.ngm(
@@ -84,7 +85,7 @@ def distillation_loss(
       taps_normal,
       masks if options.ngm_normal_only else None,
       options.ngm_flat,
-      options.focus,
+      focus,
     )
     total += options.ngm_weight * metrics['ngm']
   if options.aim_weight:
@@ -95,7 +96,7 @@ def distillation_loss(
       masks,
       options.aim,
       options.aim_margin,
-      options.focus,
+      focus,
     )
     total += options.aim_weight * metrics['aim']
   return total, metrics
@@ -374,6 +375,7 @@ class Prediction:
     score: (B,) image score, the mean of the map's highest pixels.
     maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
     maps_mean_score: (B,) its image score.
+    distance: (B, S, S) the maps as the fusion takes them, in [0, 2].
     probability: (B, S, S) the head's, in [0, 1], before the fusion.
   """
 
@@ -381,15 +383,16 @@ class Prediction:
   score: jax.Array
   maps_mean: jax.Array
   maps_mean_score: jax.Array
+  distance: jax.Array
   probability: jax.Array
 
 
 @struct.dataclass
 class Fusion:
-  """How probability and mean map become one map, in units of normal pixels.
+  """How probability and distance become one map, in units of normal pixels.
 
   map = head_weight * (probability - head_center) / head_scale
-        + maps_weight * (maps_mean - maps_center) / maps_scale
+        + maps_weight * (distance - maps_center) / maps_scale
 
   Centres and scales come from held-out normal images (see calibration.py). The
   head's probability, unlike its logit, can only add to the distances: a head
@@ -404,10 +407,10 @@ class Fusion:
   head_weight: jax.typing.ArrayLike = 1.0
   maps_weight: jax.typing.ArrayLike = 0.0
 
-  def __call__(self, probability: jax.Array, maps_mean: jax.Array) -> jax.Array:
+  def __call__(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
     """Fuses two arrays of one shape, numpy's or jax's."""
     head = (probability - self.head_center) / self.head_scale
-    maps = (maps_mean - self.maps_center) / self.maps_scale
+    maps = (distance - self.maps_center) / self.maps_scale
     return self.head_weight * head + self.maps_weight * maps
 
 
@@ -471,17 +474,19 @@ def predict_step(
     images = images.astype(jnp.float32) / 255.0
   output = model.apply(variables, images)
   probability = jax.nn.sigmoid(output.logit)
-  pair = jnp.stack([probability, output.maps_mean], axis=-1)
-  pair = student_lib.resize_bilinear(pair, images.shape[1:3])
+  maps = jnp.stack([probability, output.distance, output.maps_mean], axis=-1)
+  maps = student_lib.resize_bilinear(maps, images.shape[1:3])
   # Before they are fused: the calibration sees what the fusion will see.
-  probability = smooth(pair[..., 0], options.smoothing_sigma)
-  maps_mean = smooth(pair[..., 1], options.smoothing_sigma)
-  fused = fusion(probability, maps_mean)
+  probability, distance, maps_mean = (
+    smooth(maps[..., i], options.smoothing_sigma) for i in range(3)
+  )
+  fused = fusion(probability, distance)
   return Prediction(
     map=fused,
     score=image_score(fused, options.score_top_pixels),
     maps_mean=maps_mean,
     maps_mean_score=image_score(maps_mean, options.score_top_pixels),
+    distance=distance,
     probability=probability,
   )
 

@@ -67,13 +67,11 @@ def make_optimizer(
   rate = _schedule(options, options.learning_rate, max(steps, 1))
   if options.kind == 'muon':
     update = optax.contrib.muon(
-      rate,
+      _schedule(options, options.muon_learning_rate, max(steps, 1)),
       weight_decay=options.weight_decay,
       adam_b1=options.b1,
       adam_b2=options.b2,
-      adam_learning_rate=_schedule(
-        options, options.adam_learning_rate, max(steps, 1)
-      ),
+      adam_learning_rate=rate,
       muon_weight_dimension_numbers=_as_matrices,
     )
   elif options.kind == 'sgd':

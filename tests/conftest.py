@@ -9,7 +9,7 @@ import pytest
 
 from dmdd_jax.models import resnet
 
-# The programs that tests start need not start twice, see `cli.run`.
+# The programs that tests start need not start twice, see `cli.use_huge_pages`.
 os.environ.setdefault('GLIBC_TUNABLES', '')
 
 

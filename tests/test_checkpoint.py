@@ -7,10 +7,13 @@ import sys
 
 import jax.numpy as jnp
 import ml_collections
+import model_helpers
 import numpy as np
+import optax
 import program_helpers
 import pytest
 
+from configs import default
 from dmdd_jax import checkpoint
 from dmdd_jax import train_state
 
@@ -49,6 +52,53 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def folder(saved, tmp_path):
   return shutil.copytree(saved, tmp_path / 'checkpoints')
+
+
+@pytest.mark.parametrize('kind', ['muon', 'adam', 'sgd'])
+def test_a_resumed_optimizer_goes_on_as_it_would_have(tmp_path, kind):
+  """Three updates, saved and read, then three more: to the bit."""
+  options = model_helpers.tiny_config().train.student
+  options.update({'kind': kind, 'b1': 0.5})
+  optimizer = train_state.make_optimizer(options, 6, 'train.student')
+  rng = np.random.default_rng(0)
+  shapes = {'kernel': (3, 3, 2, 4), 'scale': (4,)}
+
+  def draw(shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  gradients = [{k: draw(s) for k, s in shapes.items()} for _ in range(6)]
+
+  def go_on(state, gradients):
+    params, opt_state = state.params, state.opt_state
+    for gradient in gradients:
+      updates, opt_state = optimizer.update(gradient, opt_state, params)
+      params = optax.apply_updates(params, updates)
+    return state.replace(params=params, opt_state=opt_state)
+
+  params = {k: draw(s) for k, s in shapes.items()}
+  state = make_state(0).replace(params=params, opt_state=optimizer.init(params))
+  middle = go_on(state, gradients[:3])
+  manager = checkpoint.open_manager(tmp_path / 'saved', 1)
+  checkpoint.save(manager, 3, middle, {})
+  checkpoint.wait(manager)
+  restored = checkpoint.restore(manager, state, 3)
+  checkpoint.close(manager)
+  expected, found = (
+    go_on(begun, gradients[3:]) for begun in (middle, restored)
+  )
+  assert all(model_helpers.leaves_equal(found, expected))
+
+
+def test_the_rate_of_muon_means_nothing_to_other_optimizers():
+  old, new = default.get_config(), default.get_config()
+  for config in (old, new):
+    config.train.student.kind = 'adam'
+  del old.train.student.muon_learning_rate
+  new.train.student.muon_learning_rate = 0.1
+  checkpoint.check_config('here', old.to_dict(), new)
+  new.train.student.kind = old.train.student.kind = 'muon'
+  with pytest.raises(checkpoint.CheckpointError, match='muon_learning_rate'):
+    checkpoint.check_config('here', old.to_dict(), new)
 
 
 def largest(folder):

@@ -12,6 +12,7 @@ import sys
 from dmdd_jax import cli
 
 def main(argv):
+  cli.use_huge_pages(main)
   print(os.getpid(), os.environ['GLIBC_TUNABLES'], *argv[1:])
 
 cli.run(main)

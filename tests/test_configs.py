@@ -318,6 +318,7 @@ def test_an_optimiser_that_cannot_be_built_names_the_field(field, value):
     ('eval.resolutions', ()),
     ('loss.aim', 'push'),
     ('loss.focus', -1.0),
+    ('loss.focus', 8.0),
     ('loss.aim_target', 'both'),
     ('loss.segmentation', 'l2'),
   ],

@@ -194,6 +194,27 @@ def test_output_shapes(kind, trunk, size):
   assert output.maps_mean.shape == output.logit.shape == (2, height, width)
 
 
+@pytest.mark.parametrize('share', [0.0, 0.5, 0.8, 1.0])
+def test_the_distance_weighs_the_branches(share):
+  images = jnp.asarray(model_helpers.make_batch(batch=1)['image'])
+  options = {'head__kind': 'none', 'head__normality_share': share}
+  model = dmdd.from_config(model_helpers.tiny_config(**options))
+  output = model.apply(model_helpers.make_variables(model), images)
+  maps = np.asarray(output.maps)
+  expected = share * maps[..., :3].mean(-1) + (1 - share) * maps[..., 3:].mean(
+    -1
+  )
+  np.testing.assert_allclose(output.distance, expected, atol=1e-6)
+  np.testing.assert_array_equal(output.logit, output.distance)
+  np.testing.assert_allclose(output.maps_mean, maps.mean(-1), atol=1e-6)
+
+
+def test_a_share_of_more_than_all_is_refused():
+  config = model_helpers.tiny_config(head__normality_share=1.5)
+  with pytest.raises(ValueError, match=r'config\.head\.normality_share'):
+    dmdd.from_config(config)
+
+
 def test_maps_are_of_the_branches_that_are_trained():
   images = jnp.asarray(model_helpers.make_batch(batch=1)['image'])
   both = dmdd.from_config(model_helpers.tiny_config(head__kind='none'))
@@ -205,6 +226,10 @@ def test_maps_are_of_the_branches_that_are_trained():
     output = one.apply(variables, images)
     np.testing.assert_array_equal(output.maps, part)
     np.testing.assert_array_equal(output.maps_mean, part.mean(axis=-1))
+    # A checkpoint of before `loss.focus` was trained with all maps.
+    old = model_helpers.tiny_config(**options)
+    del old.loss.focus
+    assert dmdd.from_config(old).branches == dmdd.BRANCHES
   with pytest.raises(ValueError, match='ngm_weight and config.loss.aim_weight'):
     nothing = {'loss__ngm_weight': 0.0, 'loss__aim_weight': 0.0}
     dmdd.from_config(model_helpers.tiny_config(**nothing))
@@ -331,13 +356,13 @@ def test_rows_do_not_look_at_each_other():
     np.testing.assert_allclose(a, b[::-1], atol=1e-5)
 
 
-def test_without_a_head_the_logit_is_the_mean_of_the_maps():
+def test_without_a_head_the_logit_is_the_distance():
   model = dmdd.from_config(model_helpers.tiny_config(head__kind='none'))
   taps = [constant(X, 4), constant(X, 2)]
   other = [constant(Y, 4), constant(X, 2)]
   output = model.apply({}, taps, other, taps, method='segment')
   np.testing.assert_allclose(output.maps_mean, 0.25, atol=1e-6)
-  np.testing.assert_array_equal(output.logit, output.maps_mean)
+  np.testing.assert_array_equal(output.logit, output.distance)
 
 
 def test_bfloat16_gives_float32_maps_near_the_float32_ones():

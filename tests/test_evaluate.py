@@ -37,6 +37,7 @@ class FakePredictor:
         score=maps.max(axis=(1, 2)),
         maps_mean=1.0 - maps,
         maps_mean_score=(1.0 - maps).max(axis=(1, 2)),
+        distance=maps,
         probability=maps,
       )
       yield batch, prediction

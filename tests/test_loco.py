@@ -63,7 +63,7 @@ class _Red:
     for batch in batches.eval_batches(records, self.config.data.image_size, 1):
       maps = batch['image'][..., 0].astype(np.float32) / 255.0
       score = maps.max(axis=(1, 2))
-      yield batch, steps.Prediction(maps, score, maps, score, maps)
+      yield batch, steps.Prediction(maps, score, maps, score, maps, maps)
 
 
 def _evaluate(root, size=SIZE):

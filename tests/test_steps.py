@@ -194,7 +194,7 @@ class FakeModel:
     weighed = normality[0] + 2.0 * abnormality[0] + 4.0 * taps[0]
     logit = variables['params']['head']['weight'] * weighed[..., 0]
     found = {'rows': jnp.float32(len(logit))}
-    output = dmdd.Output(None, None, logit)
+    output = dmdd.Output(None, None, None, logit)
     return output, {'batch_stats': {'student': None, 'head': found}}
 
 
@@ -579,12 +579,13 @@ def test_smooth_of_nothing_and_of_the_impossible():
 
 
 class FakePredictor:
-  """Logit: the red channel, maps: the green one, at every second pixel."""
+  """Logit: the red channel, mean of the maps: the green one, distance: the blue
+  one, at every second pixel."""
 
   def apply(self, variables, images):
-    maps_mean = images[:, ::2, ::2, 1]
+    maps_mean, distance = images[:, ::2, ::2, 1], images[:, ::2, ::2, 2]
     logit = variables['scale'] * images[:, ::2, ::2, 0]
-    return dmdd.Output(maps_mean[..., None], maps_mean, logit)
+    return dmdd.Output(maps_mean[..., None], maps_mean, distance, logit)
 
 
 def bilinear_double(maps):
@@ -619,8 +620,8 @@ def test_prediction_of_a_known_model(sigma):
     return np.stack([ndimage.gaussian_filter(m, sigma) for m in maps])
 
   probability = smoothed(1.0 / (1.0 + np.exp(-10.0 * images[:, ::2, ::2, 0])))
-  maps_mean = smoothed(images[:, ::2, ::2, 1])
-  fused = (probability - 0.5) / 2.0 + 0.75 * (maps_mean - 0.25) / 0.125
+  maps_mean, distance = (smoothed(images[:, ::2, ::2, i]) for i in (1, 2))
+  fused = (probability - 0.5) / 2.0 + 0.75 * (distance - 0.25) / 0.125
 
   def score(maps):
     return np.sort(maps.reshape(2, -1), axis=1)[:, -5:].mean(axis=1)
@@ -628,6 +629,7 @@ def test_prediction_of_a_known_model(sigma):
   close = {'rtol': 1e-4, 'atol': 1e-5}
   np.testing.assert_allclose(found.probability, probability, **close)
   np.testing.assert_allclose(found.maps_mean, maps_mean, **close)
+  np.testing.assert_allclose(found.distance, distance, **close)
   np.testing.assert_allclose(found.map, fused, **close)
   np.testing.assert_allclose(found.score, score(fused), **close)
   np.testing.assert_allclose(found.maps_mean_score, score(maps_mean), **close)

@@ -188,7 +188,7 @@ def test_maps_are_the_blend_of_what_each_tile_says(state):
   for n, image in enumerate(images):
     parts = np.stack([grid.cut(image, tile) for tile in range(len(grid))])
     said = evaluate.predict_images(alone, state, FUSION, parts)
-    for name in ('map', 'maps_mean', 'probability'):
+    for name in ('map', 'maps_mean', 'distance', 'probability'):
       np.testing.assert_allclose(
         getattr(found, name)[n],
         _blend(grid, getattr(said, name)),

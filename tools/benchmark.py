@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
   """Measures, writes and prints."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  cli.use_huge_pages(main)
   if _SUITE.value == 'all':
     run_all(argv[0])
     return

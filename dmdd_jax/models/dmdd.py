@@ -5,7 +5,7 @@ Synopsis:
   model = dmdd.from_config(config)
   variables = dmdd.init(model, rng, image_size=256)
   taps = model.apply(variables, images, method='teach')
-  output = model.apply(variables, images)    # maps, maps_mean, logit
+  output = model.apply(variables, images)    # maps, logit, ...
 
 `variables['params']` and `variables['batch_stats']` have the keys `teacher`,
 `student` and (unless `head.kind` is 'none') `head`.
@@ -44,11 +44,14 @@ class Output:
       abnormality levels, each in [0, 2]; L of the one branch where only one is
       trained.
     maps_mean: (B, h, w), their plain mean, the head's control.
-    logit: (B, h, w), the head's anomaly logit; without a head, `maps_mean`.
+    distance: (B, h, w), the mean of the normality levels and that of the
+      abnormality levels, weighed by `normality_share` and the rest of 1.
+    logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
   maps: jax.Array
   maps_mean: jax.Array
+  distance: jax.Array
   logit: jax.Array
 
 
@@ -112,6 +115,7 @@ class DMDD(nn.Module):
     head: further attributes of the head.
     border: see `distance_maps`.
     branches: those of `BRANCHES` that are trained; maps are of these alone.
+    normality_share: see `Output.distance`; of one branch without meaning.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
   """
@@ -123,6 +127,7 @@ class DMDD(nn.Module):
   head_options: Mapping[str, Any] = struct.field(default_factory=dict)
   border: int = 0
   branches: Sequence[str] = BRANCHES
+  normality_share: float = 0.5
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
@@ -166,13 +171,24 @@ class DMDD(nn.Module):
     )
     maps = distance_maps(branches, taps, self.border)
     maps_mean = jnp.mean(maps, axis=-1)
+    distance = maps_mean
+    if len(branches) == 2:
+      levels = len(taps)
+      normal, abnormal = (
+        jnp.mean(part, axis=-1)
+        for part in (
+          jax.lax.slice_in_dim(maps, 0, levels, axis=-1),
+          jax.lax.slice_in_dim(maps, levels, None, axis=-1),
+        )
+      )
+      distance = abnormal + self.normality_share * (normal - abnormal)
     if self.head_kind == 'none':
-      return Output(maps, maps_mean, maps_mean)
+      return Output(maps, maps_mean, distance, distance)
     inputs = maps
     if self.head_input == 'products':
       inputs = feature_products(branches, taps)
     logit = self.head(inputs.astype(self.dtype), train)
-    return Output(maps, maps_mean, logit[..., 0])
+    return Output(maps, maps_mean, distance, logit[..., 0])
 
   def __call__(self, images: jax.Array, train: bool = False) -> Output:
     """Runs all three parts on images (B, H, W, 3) in [0, 1]."""
@@ -212,8 +228,16 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     raise ValueError(
       f'config.head.border must be in [0, {MAX_BORDER}], is {border}'
     )
+  # Checkpoints of before this field have none.
+  share = head.get('normality_share', 0.5)
+  if not 0.0 <= share <= 1.0:
+    raise ValueError(
+      f'config.head.normality_share must be in [0, 1], is {share}'
+    )
   weights = (config.loss.ngm_weight, config.loss.aim_weight)
   branches = tuple(name for name, weight in zip(BRANCHES, weights) if weight)
+  if 'focus' not in config.loss:  # Checkpoints of then have all maps.
+    branches = BRANCHES
   if not branches:
     raise ValueError(
       'config.loss.ngm_weight and config.loss.aim_weight are both 0: there is'
@@ -232,6 +256,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     },
     border=border,
     branches=branches,
+    normality_share=share,
     dtype=jnp.dtype(config.dtype),
   )
 

@@ -5,10 +5,11 @@
 
 Frozen teacher on x_n and x_a in one batch, the `reverse` student on x_a in
 training mode, NGM and AIM, the backward pass and Adam: what `steps.train_step`
-does by default, on the batch in a file of `image`, `normal` (B, S, S, 3) and
-`mask` (B, S, S, 1). Channels last; autocast with `--dtype bfloat16`. Prints a
-line of JSON: seconds of each step, the trained parameters, the last loss, the
-versions. Needs torch and numpy; without torch it says so, exit status 3.
+does with `train.student.kind` adam and `loss.focus` 0, on the batch in a file
+of `image`, `normal` (B, S, S, 3) and `mask` (B, S, S, 1). Channels last;
+autocast with `--dtype bfloat16`. Prints a line of JSON: seconds of each step,
+the trained parameters, the last loss, the versions. Needs torch and numpy;
+without torch it says so, exit status 3.
 """
 
 import argparse
