@@ -309,7 +309,7 @@ class TrainBench:
     return figures
 
   def _muon(self, batch, alone: benchmark.Seconds) -> benchmark.Figure:
-    """The distillation step with Muon, as the default config has it."""
+    """The distillation step with Muon in the place of Adam."""
     count = self.config.train.batch_size
     bench = TrainBench(
       self.options, self.arch, count, self.dtype, optimizer='muon'

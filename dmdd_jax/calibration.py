@@ -36,7 +36,7 @@ class Calibration:
   """Thresholds and scales from held-out normal images.
 
   Attributes:
-    fusion: of probability and mean map.
+    fusion: of probability and distance.
     image_threshold: an image with this score or more is called defective.
     pixel_threshold: a pixel with this value or more is called defective.
     image_scale: spread of normal image scores (median to highest), > 0.

@@ -44,6 +44,13 @@ FREE_FIELDS = (
   'train.keep_checkpoints',
   'train.log_every',
 )
+# {field: (another, by whose value the first means something)}; where it means
+# nothing to either side it may differ.
+_SWITCHED_FIELDS = {
+  'data.tile_overlap': ('data.tile_size', bool),
+  'train.student.muon_learning_rate': ('train.student.kind', 'muon'.__eq__),
+  'train.head.muon_learning_rate': ('train.head.kind', 'muon'.__eq__),
+}
 
 
 class CheckpointError(ValueError):
@@ -320,13 +327,10 @@ def check_config(
     CheckpointError: naming every differing field and both values.
   """
   old, new = _flatten(found), _flatten(config.to_dict())
-  if not (old.get('data.tile_size') or new.get('data.tile_size')):
-    new.pop('data.tile_overlap', None)  # Without tiles it means nothing.
-    old.pop('data.tile_overlap', None)
-  for part in ('train.student', 'train.head'):
-    if 'muon' not in (old.get(f'{part}.kind'), new.get(f'{part}.kind')):
-      new.pop(f'{part}.muon_learning_rate', None)  # Nor does this then.
-      old.pop(f'{part}.muon_learning_rate', None)
+  for field, (switch, is_on) in _SWITCHED_FIELDS.items():
+    if not any(is_on(fields.get(switch)) for fields in (old, new)):
+      old.pop(field, None)
+      new.pop(field, None)
   differing = [
     f'  {field}: {old.get(field, "(absent)")!r} in the checkpoint,'
     f' {new.get(field, "(absent)")!r} now'

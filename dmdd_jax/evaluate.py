@@ -116,8 +116,9 @@ class Predictor:
     """Predicts images (N, H, W, 3) tile by tile, never one as a whole."""
     options = self.config.eval
     grid = tiles.make_grid(self.config.data, images.shape[1:3])
-    joined = np.zeros((3, *images.shape[:3]), np.float32)
-    probability, distance, maps_mean = joined
+    probability, distance, maps_mean = np.zeros(
+      (3, *images.shape[:3]), np.float32
+    )
     places = [
       (n, tile) for n in range(len(images)) for tile in range(len(grid))
     ]

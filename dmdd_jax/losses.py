@@ -108,7 +108,8 @@ def focused_mean(
     distance: of any shape, >= 0.
     focus: 0 is the plain mean; the larger, the more the worst count.
     weight: of the same shape, in [0, 1], multiplies the positions' weights; if
-      nothing is left of them the mean is 0.
+      nothing is left of them the mean is 0. With a focus of 0 their sum is
+      taken as at least 1.
   """
   if focus:
     own = jax.lax.stop_gradient(jnp.maximum(distance, 1e-6)) ** focus
@@ -179,8 +180,8 @@ def aim(
     if kind == 'match_mask':
       total += focused_mean(jnp.abs(distance - mask), focus)
     else:
-      hinge = mask * jnp.maximum(0.0, margin - distance)
-      total += jnp.sum(hinge) / jnp.maximum(jnp.sum(mask), 1.0)
+      hinge = jnp.maximum(0.0, margin - distance)
+      total += focused_mean(hinge, 0.0, mask)
   return total
 
 

@@ -64,10 +64,10 @@ def make_optimizer(
       f'config.{field}.schedule is {options.schedule!r}; choose one of'
       f' {SCHEDULES}'
     )
-  rate = _schedule(options, options.learning_rate, max(steps, 1))
+  rate = _schedule(options, options.learning_rate, steps)
   if options.kind == 'muon':
     update = optax.contrib.muon(
-      _schedule(options, options.muon_learning_rate, max(steps, 1)),
+      _schedule(options, options.muon_learning_rate, steps),
       weight_decay=options.weight_decay,
       adam_b1=options.b1,
       adam_b2=options.b2,
@@ -93,6 +93,7 @@ def _schedule(
   options: ml_collections.ConfigDict, peak: float, steps: int
 ) -> optax.Schedule:
   """Linear warm-up to `peak`, then what `options.schedule` says."""
+  steps = max(steps, 1)
   warmup = int(options.warmup_fraction * steps)
   if options.schedule == 'cosine':
     main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))

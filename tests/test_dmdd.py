@@ -201,9 +201,8 @@ def test_the_distance_weighs_the_branches(share):
   model = dmdd.from_config(model_helpers.tiny_config(**options))
   output = model.apply(model_helpers.make_variables(model), images)
   maps = np.asarray(output.maps)
-  expected = share * maps[..., :3].mean(-1) + (1 - share) * maps[..., 3:].mean(
-    -1
-  )
+  normal, abnormal = maps[..., :3].mean(-1), maps[..., 3:].mean(-1)
+  expected = share * normal + (1 - share) * abnormal
   np.testing.assert_allclose(output.distance, expected, atol=1e-6)
   np.testing.assert_array_equal(output.logit, output.distance)
   np.testing.assert_allclose(output.maps_mean, maps.mean(-1), atol=1e-6)

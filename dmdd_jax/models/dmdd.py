@@ -173,15 +173,9 @@ class DMDD(nn.Module):
     maps_mean = jnp.mean(maps, axis=-1)
     distance = maps_mean
     if len(branches) == 2:
-      levels = len(taps)
-      normal, abnormal = (
-        jnp.mean(part, axis=-1)
-        for part in (
-          jax.lax.slice_in_dim(maps, 0, levels, axis=-1),
-          jax.lax.slice_in_dim(maps, levels, None, axis=-1),
-        )
-      )
-      distance = abnormal + self.normality_share * (normal - abnormal)
+      shares = np.array([self.normality_share, 1.0 - self.normality_share])
+      weights = np.float32(np.repeat(shares / len(taps), len(taps)))
+      distance = jnp.sum(maps * weights, axis=-1)
     if self.head_kind == 'none':
       return Output(maps, maps_mean, distance, distance)
     inputs = maps
@@ -234,15 +228,6 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     raise ValueError(
       f'config.head.normality_share must be in [0, 1], is {share}'
     )
-  weights = (config.loss.ngm_weight, config.loss.aim_weight)
-  branches = tuple(name for name, weight in zip(BRANCHES, weights) if weight)
-  if 'focus' not in config.loss:  # Checkpoints of then have all maps.
-    branches = BRANCHES
-  if not branches:
-    raise ValueError(
-      'config.loss.ngm_weight and config.loss.aim_weight are both 0: there is'
-      ' nothing to train the student by'
-    )
   return DMDD(
     arch=config.teacher.arch,
     student_options=dict(config.student),
@@ -255,10 +240,24 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
       'spatial_attention': head.spatial_attention,
     },
     border=border,
-    branches=branches,
+    branches=_trained_branches(config.loss),
     normality_share=share,
     dtype=jnp.dtype(config.dtype),
   )
+
+
+def _trained_branches(options: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Those whose loss has a weight in `config.loss`; ValueError for none."""
+  if 'focus' not in options:  # Checkpoints of before that field have all maps.
+    return BRANCHES
+  weights = (options.ngm_weight, options.aim_weight)
+  branches = tuple(name for name, weight in zip(BRANCHES, weights) if weight)
+  if not branches:
+    raise ValueError(
+      'config.loss.ngm_weight and config.loss.aim_weight are both 0: there is'
+      ' nothing to train the student by'
+    )
+  return branches
 
 
 def init(model: DMDD, rng: jax.Array, image_size: int) -> dict[str, Any]:

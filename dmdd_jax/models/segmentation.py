@@ -6,7 +6,7 @@
   destseg           DeSTSeg's head as a control: two residual blocks, then an
                     ASPP whose five branches are concatenated and projected
 
-`config.head.kind = 'none'` uses no head at all: the mean of the maps.
+`config.head.kind = 'none'` uses no head at all: the maps alone.
 """
 
 from collections.abc import Sequence
