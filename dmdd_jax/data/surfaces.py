@@ -675,9 +675,10 @@ def _cell_distances(rng, size):
   gap = np.minimum(gap, 1 - gap) ** 2
   square = gap[:, 0, :, np.newaxis] + gap[:, 1, np.newaxis, :]
   index = square.argmin(axis=0)
-  nearest = np.partition(square, 1, axis=0)[:2]
-  first, second = np.sqrt(nearest * count)
-  return first, second, index, count
+  first = square.min(axis=0)
+  np.put_along_axis(square, index[np.newaxis], np.inf, axis=0)
+  second = square.min(axis=0)
+  return np.sqrt(first * count), np.sqrt(second * count), index, count
 
 
 def _cellular(rng, size):
