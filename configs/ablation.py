@@ -26,7 +26,16 @@ COMPARISONS = {
   'trunk': {
     'encoder': {},
     'reverse': {'student.trunk': 'reverse'},
-    'encoder_decoder': {'student.trunk': 'encoder_decoder'},
+    'encoder_adam': {'train.student.kind': 'adam'},
+    'reverse_adam': {
+      'student.trunk': 'reverse',
+      'train.student.kind': 'adam',
+    },
+    # Muon's iterations would take four times the rest of its step.
+    'encoder_decoder_adam': {
+      'student.trunk': 'encoder_decoder',
+      'train.student.kind': 'adam',
+    },
   },
   'losses': {
     'ngm_and_aim': {},

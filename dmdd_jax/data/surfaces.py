@@ -22,6 +22,7 @@ level differently.
 """
 
 from collections.abc import Callable, Sequence
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -597,10 +598,14 @@ def procedural_textures(count: int, size: int, seed: int = 0) -> np.ndarray:
   """
   patterns = (_cloudy, _striped, _checked, _cellular, _dotted, _marbled)
   textures = np.zeros((count, size, size, 3), np.uint8)
-  for index in range(count):
+
+  def make(index: int) -> None:
     rng = _rng(seed, f'texture/{index}')
     pattern = patterns[index % len(patterns)](rng, size)
     textures[index] = _coloured(rng, pattern)
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    list(pool.map(make, range(count)))
   return textures
 
 
