@@ -45,6 +45,10 @@ RESOLUTIONS = ('model', 'native')
 _THUMBNAIL_BYTES = 2**26
 # False-positive rates up to which MVTec LOCO's sPRO is taken.
 _SPRO_LIMITS = {'spro': 0.3, 'spro_005': 0.05}
+# Training images whose distances are averaged, at most, and the smoothing of
+# that mean, in pixels: half the stride of the deepest features.
+_POSITION_IMAGES = 128
+_POSITION_SIGMA = 8.0
 _PIXEL_AT_THRESHOLD = ('pixel_precision', 'pixel_recall', 'pixel_f1')
 
 
@@ -215,6 +219,45 @@ def predict_images(
     for i in range(0, len(images), rows)
   ]
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def learn_positions(
+  predictor: Predictor,
+  state: train_state.TrainState,
+  images: np.ndarray,
+) -> train_state.TrainState:
+  """The state with the usual distance at each position, by `position_mean`.
+
+  Args:
+    predictor: of the state.
+    state: of a model with or without `head.position_mean`; of one without, it
+      is returned as it is.
+    images: uint8 (N, S, S, 3) of training, of the model's input side, N >= 1;
+      with more than 128, so many of them by `config.seed`.
+  """
+  if 'position' not in state.batch_stats:
+    return state
+
+  def with_mean(mean: np.ndarray) -> train_state.TrainState:
+    mean = sharding.replicate(predictor.mesh, mean.astype(np.float32))
+    stats = {**state.batch_stats, 'position': {'mean': mean}}
+    return state.replace(batch_stats=stats)
+
+  shape = state.batch_stats['position']['mean'].shape
+  unknown = with_mean(np.zeros(shape))
+  order = np.random.default_rng(predictor.config.seed).permutation(len(images))
+  chosen = np.sort(order[:_POSITION_IMAGES])
+  rows, total = predictor.images_at_once(images.shape[1:3]), 0.0
+  for i in range(0, len(chosen), rows):
+    some = images[chosen[i : i + rows]]
+    found = predictor(unknown, steps.Fusion(), some)
+    total += np.sum(found.distance, axis=0, dtype=np.float64)
+  # Smooth, or the texture of these very images would stay in it.
+  mean = ndimage.gaussian_filter(total / len(chosen), _POSITION_SIGMA)
+  stride = mean.shape[0] // shape[0]
+  return with_mean(
+    mean.reshape(shape[0], stride, shape[1], stride).mean(axis=(1, 3))
+  )
 
 
 def calibrate(

@@ -369,6 +369,9 @@ class Trainer:
     phase = steps.phase(self.config, done - 1)
     if self._pending:
       self._log(phase, done, clock)
+    self.state = evaluate.learn_positions(
+      self.predictor, self.state, self.data.images
+    )
     calibration = evaluate.calibrate(
       self.predictor, self.state, self.data.held_out
     )

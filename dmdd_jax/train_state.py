@@ -30,7 +30,8 @@ class TrainState:
   Attributes:
     step: steps taken, int32 scalar; -1 - step where a loss was not finite.
     params: trained parameters under 'student' and 'head'.
-    batch_stats: their batch-norm statistics.
+    batch_stats: their batch-norm statistics, and 'position', see
+      `dmdd.PositionMean`.
     opt_state: one optimiser state per part.
     teacher: the frozen teacher's 'params' and 'batch_stats'.
   """
@@ -162,7 +163,11 @@ def create(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats={p: initial['batch_stats'][p] for p in optimizers},
+    batch_stats={
+      part: initial['batch_stats'][part]
+      for part in (*optimizers, 'position')
+      if part in initial['batch_stats']
+    },
     opt_state={p: optimizers[p].init(params[p]) for p in optimizers},
     teacher=jax.tree.map(jnp.asarray, dict(teacher)),
   )

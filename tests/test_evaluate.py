@@ -2,6 +2,7 @@
 
 import json
 
+import model_helpers
 import numpy as np
 from PIL import Image
 import pytest
@@ -14,6 +15,7 @@ from dmdd_jax import steps
 from dmdd_jax.data import batches
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.models import dmdd
 
 SIZE = 32
 
@@ -181,6 +183,51 @@ def test_a_report_that_fails_loses_no_result(records, tmp_path, monkeypatch):
     FakePredictor(_config()), None, _calibration(), records, report=tmp_path
   )
   assert metrics['image_auroc'] == 1.0
+
+
+def _student_alone(**changes):
+  config = model_helpers.tiny_config(head__kind='none', **changes)
+  model = dmdd.from_config(config)
+  return config, model_helpers.make_state(config, model)
+
+
+def test_what_is_usual_at_a_position_is_taken_from_the_distance():
+  config, state = _student_alone()
+  images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+  predictor = evaluate.Predictor(config, batch_size=2)
+  learned = evaluate.learn_positions(predictor, state, images)
+  found = evaluate.predict_images(predictor, learned, steps.Fusion(), images)
+  # All but the mean's own variation between positions, which is smoothed away.
+  assert abs(found.distance.mean()) < 1e-5
+  # Whatever was known before is replaced, not added to.
+  again = evaluate.learn_positions(predictor, learned, images)
+  np.testing.assert_allclose(
+    again.batch_stats['position']['mean'],
+    learned.batch_stats['position']['mean'],
+    atol=1e-7,
+  )
+  # It is of the distance alone.
+  before = evaluate.predict_images(predictor, state, steps.Fusion(), images)
+  np.testing.assert_array_equal(found.maps_mean, before.maps_mean)
+
+
+def test_a_place_that_is_far_on_every_image_is_found():
+  config, state = _student_alone(data__image_size=64)
+  images = np.zeros((3, 64, 64, 3), np.uint8)
+  predictor = evaluate.Predictor(config)
+  learned = evaluate.learn_positions(predictor, state, images)
+  mean = np.asarray(learned.batch_stats['position']['mean'])
+  usual = evaluate.predict_images(
+    predictor, state, steps.Fusion(), images
+  ).maps_mean[0]
+  usual = usual.reshape(16, 4, 16, 4).mean(axis=(1, 3))
+  assert np.corrcoef(mean.ravel(), usual.ravel())[0, 1] > 0.8
+
+
+def test_a_model_without_positions_is_left_as_it_is():
+  config, state = _student_alone(head__position_mean=False)
+  assert evaluate.learn_positions(None, state, np.zeros(0)) is state
+  assert 'position' not in state.batch_stats
 
 
 def test_undefined_figures_are_null_with_a_reason(records):

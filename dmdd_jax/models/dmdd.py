@@ -8,7 +8,8 @@ Synopsis:
   output = model.apply(variables, images)    # maps, logit, ...
 
 `variables['params']` and `variables['batch_stats']` have the keys `teacher`,
-`student` and (unless `head.kind` is 'none') `head`.
+`student` and (unless `head.kind` is 'none') `head`; the latter also has
+`position` with `head.position_mean`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,8 @@ class Output:
       trained.
     maps_mean: (B, h, w), their plain mean, the head's control.
     distance: (B, h, w), the mean of the normality levels and that of the
-      abnormality levels, weighed by `normality_share` and the rest of 1.
+      abnormality levels, weighed by `normality_share` and the rest of 1; less
+      its usual value at each position, see `PositionMean`.
     logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
@@ -104,6 +106,20 @@ def feature_products(branches: Sequence[Features], taps: Features) -> jax.Array:
   return jnp.concatenate(products, axis=-1)
 
 
+class PositionMean(nn.Module):
+  """Takes from (B, h, w) what is usual at each position, 0 until it is known.
+
+  A student stays farther from its teacher in some places of every image: where
+  the object is, or in a corner that it never learns. The mean over training
+  images is no batch's and so is not updated here, see `evaluate`.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, x.shape[1:])
+    return x - mean.value
+
+
 class DMDD(nn.Module):
   """Teacher, student and head under one variable tree.
 
@@ -116,6 +132,7 @@ class DMDD(nn.Module):
     border: see `distance_maps`.
     branches: those of `BRANCHES` that are trained; maps are of these alone.
     normality_share: see `Output.distance`; of one branch without meaning.
+    position_mean: whether `Output.distance` is less its `PositionMean`.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
   """
@@ -128,6 +145,7 @@ class DMDD(nn.Module):
   border: int = 0
   branches: Sequence[str] = BRANCHES
   normality_share: float = 0.5
+  position_mean: bool = False
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
@@ -135,6 +153,8 @@ class DMDD(nn.Module):
     self.student = student_lib.Student(
       self.arch, dtype=self.dtype, **self.student_options
     )
+    if self.position_mean:
+      self.position = PositionMean()
     if self.head_kind == 'multi_perception':
       self.head = segmentation.MultiPerceptionHead(
         dtype=self.dtype, **self.head_options
@@ -176,6 +196,8 @@ class DMDD(nn.Module):
       shares = np.array([self.normality_share, 1.0 - self.normality_share])
       weights = np.float32(np.repeat(shares / len(taps), len(taps)))
       distance = jnp.sum(maps * weights, axis=-1)
+    if self.position_mean:
+      distance = self.position(distance)
     if self.head_kind == 'none':
       return Output(maps, maps_mean, distance, distance)
     inputs = maps
@@ -242,6 +264,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     border=border,
     branches=_trained_branches(config.loss),
     normality_share=share,
+    position_mean=head.get('position_mean', False),
     dtype=jnp.dtype(config.dtype),
   )
 
