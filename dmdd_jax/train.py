@@ -40,13 +40,10 @@ from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.data import textures as textures_lib
 from dmdd_jax.data import tiles
+from dmdd_jax.data import validation
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
-
-# Synthetic pairs per held-out image for the validation score, and the least
-# number of pairs.
-_VALIDATION_REPEATS, _VALIDATION_MIN = 4, 16
 
 
 class NonFiniteError(FloatingPointError):
@@ -403,16 +400,9 @@ class Trainer:
     if not len(self.data.held_out):
       return {}
     if not hasattr(self, '_validation'):
-      from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
-
-      self._validation = pipeline.validation_pairs(
+      self._validation = validation.pairs(
         tiles.split(self.config.data, self.data.held_out),
-        self.data.textures,
-        pipeline.options(self.config),
         seed=self.config.seed + 1,
-        count=max(
-          _VALIDATION_MIN, _VALIDATION_REPEATS * len(self.data.held_out)
-        ),
         foreground=self.data.held_out_foreground,
       )
     images, masks = self._validation

@@ -231,45 +231,6 @@ def test_lighting_is_one_factor_an_image():
   assert np.ptp(highest) > 0.05 and np.all(np.abs(highest - 1.0) <= 0.2)
 
 
-# Validation.
-
-
-def test_validation_pairs_are_fixed_not_turned_and_half_clean():
-  images, textures = _bytes(5), _bytes(3, seed=1)
-
-  def pairs(trained_on=None, **changes):
-    arguments = {'seed': 1, 'count': 12, **changes}
-    options = trained_on or _options(rotate_degrees=5.0)
-    return pipeline.validation_pairs(images, textures, options, **arguments)
-
-  pictures, masks = pairs()
-  assert pictures.shape == (12, SIZE, SIZE, 3) and pictures.dtype == np.uint8
-  assert masks.shape == (12, SIZE, SIZE) and masks.dtype == np.uint8
-  assert set(np.unique(masks)) == {0, 1}
-  # Whatever a run trains on.
-  for options in (None, _options(self_share=1.0, clean_share=1.0)):
-    for again, first in zip(pairs(options), (pictures, masks)):
-      np.testing.assert_array_equal(again, first)
-  assert not np.array_equal(pairs(seed=2)[1], masks)
-  # Outside the mask a pair is one of the images, brighter or darker by a factor
-  # of up to 1.1, each image twice in ten pairs; inside it differs.
-  origins, factors = [], []
-  for picture, mask in zip(pictures, masks):
-    outside = mask == 0
-    for number, image in enumerate(images):
-      factor = picture[outside].sum() / image[outside].sum(dtype=np.float64)
-      lit = np.minimum(factor * image, 255.0)
-      if np.abs(picture - lit)[outside].max() < 8.0:
-        origins.append(number)
-        factors.append(factor)
-        changed = np.abs(picture - lit)[mask == 1].mean(axis=-1)
-        assert not mask.any() or np.mean(changed > 1.0) > 0.9
-  assert sorted(origins[:5]) == sorted(origins[5:10]) == [0, 1, 2, 3, 4]
-  assert len(origins) == 12
-  assert 0.89 < min(factors) < 0.97 and 1.03 < max(factors) < 1.1
-  assert 3 <= np.sum(~masks.any(axis=(1, 2))) <= 9
-
-
 # Evaluation.
 
 
