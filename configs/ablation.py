@@ -74,21 +74,26 @@ COMPARISONS = {
     'destseg': {'head.kind': 'destseg'},
     'head_alone': {'head.maps_weight': 0.0},
     'border_as_it_is': {'head.border': 0},
+    'positions_as_they_are': {'head.position_mean': False},
+    'plain_mean_of_branches': {'head.normality_share': 0.5},
   },
-  # Turns and foreground: screw's rows; other categories equal the base there.
   'synthesis': {
     'default': {},
     'no_clean_pairs': {'synthesis.clean_share': 0.0},
     'no_large_regions': {'synthesis.region_share': 0.0},
     'textures_only': {'synthesis.self_share': 0.0},
     'texture_augment': {'synthesis.texture_augment': True},
-    'no_foreground': {'per_category.screw.synthesis.foreground': 'off'},
     'opacity_05': {'synthesis.opacity_max': 0.5},
     'lighting_01': {'synthesis.lighting': 0.1},
     'only_textures_and_blobs': {
       'synthesis.self_share': 0.0,
       'synthesis.region_share': 0.0,
     },
+  },
+  # What configs/mvtec.py has for screw alone: for this category only.
+  'screw': {
+    'turned_on_the_object': {},
+    'no_foreground': {'per_category.screw.synthesis.foreground': 'off'},
     'no_turns': {
       'per_category.screw.synthesis.rotate_90': False,
       'per_category.screw.synthesis.rotate_degrees': 0.0,
