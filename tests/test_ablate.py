@@ -30,7 +30,7 @@ def test_variants_differ_from_the_base_in_their_fields_alone():
   margin.loss.aim = base.loss.aim
   assert margin == base
   assert base.per_category == mvtec.get_config('screw').per_category
-  row = ablation.get_config('synthesis/no_turns').per_category.screw.synthesis
+  row = ablation.get_config('screw/no_turns').per_category.screw.synthesis
   assert (row.rotate_90, row.foreground) == (False, 'otsu')
 
 
