@@ -245,7 +245,8 @@ def learn_positions(
 
   shape = state.batch_stats['position']['mean'].shape
   unknown = with_mean(np.zeros(shape))
-  order = np.random.default_rng(predictor.config.seed).permutation(len(images))
+  rng = np.random.default_rng(predictor.config.seed % 2**64)
+  order = rng.permutation(len(images))
   chosen = np.sort(order[:_POSITION_IMAGES])
   rows, total = predictor.images_at_once(images.shape[1:3]), 0.0
   for i in range(0, len(chosen), rows):

@@ -34,7 +34,7 @@ def pairs(
 
   Args:
     images: (K, S, S, 3) uint8, K >= 1.
-    seed: any integer >= 0.
+    seed: any integer.
     foreground: (K, S, S, 1) uint8, where defects begin; None is anywhere.
 
   Returns:
@@ -43,7 +43,7 @@ def pairs(
   """
   pictures, masks = [], []
   for number in range(max(_MIN_PAIRS, _REPEATS * len(images))):
-    rng = np.random.default_rng([seed, number])
+    rng = np.random.default_rng([seed % 2**64, number])
     which, turn = number % len(images), number // len(images)
     lit = images[which] * rng.uniform(1.0 - _LIGHTING, 1.0 + _LIGHTING)
     image = np.minimum(lit / 255.0, 1.0).astype(np.float32)
