@@ -31,7 +31,7 @@ COMPARISONS = {
       'student.trunk': 'reverse',
       'train.student.kind': 'adam',
     },
-    # Muon's iterations would take four times the rest of its step.
+    # Its kernels are so large that Muon would take most of its time.
     'encoder_decoder_adam': {
       'student.trunk': 'encoder_decoder',
       'train.student.kind': 'adam',

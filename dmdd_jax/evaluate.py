@@ -226,14 +226,14 @@ def learn_positions(
   state: train_state.TrainState,
   images: np.ndarray,
 ) -> train_state.TrainState:
-  """The state with the usual distance at each position, by `position_mean`.
+  """The state with `dmdd.PositionMean` learned from training images.
 
   Args:
-    predictor: of the state.
+    predictor: of the state; its `eval.smoothing_sigma` is in the distances too.
     state: of a model with or without `head.position_mean`; of one without, it
       is returned as it is.
-    images: uint8 (N, S, S, 3) of training, of the model's input side, N >= 1;
-      with more than 128, so many of them by `config.seed`.
+    images: uint8 (N, S, S, 3), images or tiles of the model's input side,
+      N >= 1; with more than 128, so many of them by `config.seed`.
   """
   if 'position' not in state.batch_stats:
     return state

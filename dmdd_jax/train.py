@@ -45,6 +45,9 @@ from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
 
+# Validation pictures per held-out image, and the least number of them.
+_VALIDATION_REPEATS, _VALIDATION_MIN = 4, 40
+
 
 class NonFiniteError(FloatingPointError):
   """The loss or a gradient is not a number; the message names the step."""
@@ -378,12 +381,12 @@ class Trainer:
     if not all(np.all(np.isfinite(number)) for number in numbers):
       found = f'the maps are not finite after step {done - 1}'
       raise self._non_finite(found, done - 1, phase, self.state)
-    validation = self.validate(calibration, done)
+    scores = self.validate(calibration, done)
     self.meta = {
       'config': json.loads(json.dumps(self.config.to_dict())),
       'teacher_fingerprint': self.fingerprint,
       'calibration': calibration.to_dict(),
-      'validation': validation,
+      'validation': scores,
       'versions': provenance.versions(),
     }
     checkpoint.save(self.manager, done, self.state, self.meta)
@@ -403,6 +406,10 @@ class Trainer:
       self._validation = validation.pairs(
         tiles.split(self.config.data, self.data.held_out),
         seed=self.config.seed + 1,
+        # Of whole images: with tiles, of so many of them.
+        count=max(
+          _VALIDATION_MIN, _VALIDATION_REPEATS * len(self.data.held_out)
+        ),
         foreground=self.data.held_out_foreground,
       )
     images, masks = self._validation

@@ -277,7 +277,7 @@ def test_a_training_loads_them_for_its_own_and_its_held_out_images(
   bright = data.images[..., :1] > 120
   assert _overlap(data.foreground > 0, bright) > 0.95
   images, masks = validation.pairs(
-    data.held_out, seed=1, foreground=data.held_out_foreground
+    data.held_out, seed=1, count=40, foreground=data.held_out_foreground
   )
   assert images.shape == (40, SIZE, SIZE, 3)
   assert masks.any() and not masks[:, :2].any()

@@ -213,6 +213,25 @@ def test_training_changed_what_it_should_and_the_teacher_never(
   assert results['teacher_fingerprint'] == fingerprint
 
 
+def test_each_checkpoint_is_calibrated_with_its_own_positions(finished):
+  folder = finished / 'surface'
+  means = []
+  for step in (2, 6):
+    config, state, calibration, _ = evaluate.load_workdir(folder, step)
+    means.append(np.asarray(state.batch_stats['position']['mean']))
+    data = train.load_data(config)
+    predictor = evaluate.Predictor(config)
+    learned = evaluate.learn_positions(predictor, state, data.images)
+    np.testing.assert_allclose(
+      learned.batch_stats['position']['mean'], means[-1], atol=1e-6
+    )
+    again = evaluate.calibrate(predictor, state, data.held_out)
+    np.testing.assert_allclose(
+      again.image_threshold, calibration.image_threshold, rtol=1e-4
+    )
+  assert means[0].any() and not np.array_equal(*means)
+
+
 # Doing it again.
 
 

@@ -38,6 +38,8 @@ from dmdd_jax.data import records
 CATEGORY = 'surface'
 MARKER = 'surfaces.json'
 _GENERATOR = 'dmdd_jax.data.surfaces'
+# Threads that draw textures: some take 90 times a picture's memory.
+_WORKERS = 4
 VERSION = 1  # Raise when the pictures change: existing sets are then redone.
 
 # Lengths are fractions of the picture's side, coordinates are (x, y).
@@ -604,7 +606,7 @@ def procedural_textures(count: int, size: int, seed: int = 0) -> np.ndarray:
     pattern = patterns[index % len(patterns)](rng, size)
     textures[index] = _coloured(rng, pattern)
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
     list(pool.map(make, range(count)))
   return textures
 

@@ -7,7 +7,7 @@ tinted, missing and dented parts. docs/results.md compares the two.
 
 Synopsis:
 
-  images, masks = validation.pairs(held_out, seed=1)
+  images, masks = validation.pairs(held_out, seed=1, count=40)
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-_REPEATS, _MIN_PAIRS = 4, 40
 # Brightness of the picture: a lamp ages, and that is no defect.
 _LIGHTING = 0.1
 # A smaller change of every channel is not seen, and stays out of the mask.
@@ -25,7 +24,11 @@ _GAP = 5  # Between changed pixels of one defect.
 
 
 def pairs(
-  images: np.ndarray, *, seed: int, foreground: np.ndarray | None = None
+  images: np.ndarray,
+  *,
+  seed: int,
+  count: int,
+  foreground: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """A fixed set of pictures, half of them as they are, half with a defect.
 
@@ -34,25 +37,29 @@ def pairs(
 
   Args:
     images: (K, S, S, 3) uint8, K >= 1.
-    seed: any integer.
-    foreground: (K, S, S, 1) uint8, where defects begin; None is anywhere.
+    seed: any integer; draws their order, and all else.
+    count: of pictures, N; the images are taken in turn, as often as it needs.
+    foreground: (K, S, S, 1) uint8, where defects begin; None is anywhere. An
+      image with nothing of it stays without defect.
 
   Returns:
-    The images (N, S, S, 3) uint8, four of each and at least 40, and the masks
-    of their defects (N, S, S) uint8 in {0, 1}.
+    The images (N, S, S, 3) uint8 and the masks of their defects (N, S, S)
+    uint8 in {0, 1}.
   """
   pictures, masks = [], []
-  for number in range(max(_MIN_PAIRS, _REPEATS * len(images))):
+  order = np.random.default_rng(seed % 2**64).permutation(len(images))
+  for number in range(count):
     rng = np.random.default_rng([seed % 2**64, number])
-    which, turn = number % len(images), number // len(images)
+    repeat, place = divmod(number, len(images))
+    which = order[place]
     lit = images[which] * rng.uniform(1.0 - _LIGHTING, 1.0 + _LIGHTING)
     image = np.minimum(lit / 255.0, 1.0).astype(np.float32)
     mask = np.zeros(image.shape[:2], np.uint8)
-    if (which + turn) % 2:
+    if (place + repeat) % 2:
+      # An image's own are of different kinds.
+      kind = KINDS[(place // 2 + repeat // 2) % len(KINDS)]
       allowed = None if foreground is None else foreground[which, ..., 0]
-      image, mask = _damage(
-        rng, image, KINDS[number // 2 % len(KINDS)], allowed
-      )
+      image, mask = _damage(rng, image, kind, allowed)
     pictures.append(np.rint(image * 255.0).astype(np.uint8))
     masks.append(mask)
   return np.stack(pictures), np.stack(masks)
@@ -67,8 +74,9 @@ def _damage(
   """The image (S, S, 3) in [0, 1] with a visible defect, and where it is."""
   size = image.shape[0]
   places = np.argwhere(np.ones((size, size)) if allowed is None else allowed)
-  for _ in range(_TRIES):  # Plain cloth that is blurred is plain cloth.
-    y, x = places[rng.integers(len(places))] if len(places) else (size / 2,) * 2
+  # Plain cloth that is blurred is plain cloth.
+  for _ in range(_TRIES if len(places) else 0):
+    y, x = places[rng.integers(len(places))]
     found = np.clip(_PAINT[kind](rng, image, float(x), float(y)), 0.0, 1.0)
     mask = np.abs(found - image).max(axis=-1) > _MIN_CHANGE
     if mask.sum() >= _MIN_PIXELS:

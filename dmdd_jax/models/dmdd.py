@@ -47,7 +47,8 @@ class Output:
     maps_mean: (B, h, w), their plain mean, the head's control.
     distance: (B, h, w), the mean of the normality levels and that of the
       abnormality levels, weighed by `normality_share` and the rest of 1; less
-      its usual value at each position, see `PositionMean`.
+      its usual value at each position, see `PositionMean`, so that it can be
+      negative.
     logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
@@ -110,8 +111,9 @@ class PositionMean(nn.Module):
   """Takes from (B, h, w) what is usual at each position, 0 until it is known.
 
   A student stays farther from its teacher in some places of every image: where
-  the object is, or in a corner that it never learns. The mean over training
-  images is no batch's and so is not updated here, see `evaluate`.
+  the object is, or in a corner that it never learns; with tiles, where in a
+  tile. The mean over training images is no batch's, so it is not updated here:
+  `evaluate.learn_positions` does.
   """
 
   @nn.compact
@@ -238,13 +240,12 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
       'config.head.dilations must be different positive integers, is'
       f' {dilations}'
     )
-  # Checkpoints of before this field have none.
+  # Checkpoints of before `border`, `normality_share`, `position_mean` lack it.
   border = head.get('border', 0)
   if not 0 <= border <= MAX_BORDER:
     raise ValueError(
       f'config.head.border must be in [0, {MAX_BORDER}], is {border}'
     )
-  # Checkpoints of before this field have none.
   share = head.get('normality_share', 0.5)
   if not 0.0 <= share <= 1.0:
     raise ValueError(
