@@ -74,7 +74,7 @@ COMPARISONS = {
     'destseg': {'head.kind': 'destseg'},
     'head_alone': {'head.maps_weight': 0.0},
     'border_as_it_is': {'head.border': 0},
-    'positions_as_they_are': {'head.position_mean': False},
+    'positions_as_they_are': {'head.position_bias': False},
     'plain_mean_of_branches': {'head.normality_share': 0.5},
   },
   'synthesis': {

@@ -45,10 +45,12 @@ RESOLUTIONS = ('model', 'native')
 _THUMBNAIL_BYTES = 2**26
 # False-positive rates up to which MVTec LOCO's sPRO is taken.
 _SPRO_LIMITS = {'spro': 0.3, 'spro_005': 0.05}
-# Training images whose distances are averaged, at most, and the smoothing of
-# that mean, in pixels: half the stride of the deepest features.
+# Training images whose distances are averaged, at most; the smoothing of that
+# mean, in pixels: half the stride of the deepest features; and the share of
+# positions that are usual: what the mean is above them in others is bias.
 _POSITION_IMAGES = 128
 _POSITION_SIGMA = 8.0
+_POSITION_QUANTILE = 0.8
 _PIXEL_AT_THRESHOLD = ('pixel_precision', 'pixel_recall', 'pixel_f1')
 
 
@@ -226,11 +228,11 @@ def learn_positions(
   state: train_state.TrainState,
   images: np.ndarray,
 ) -> train_state.TrainState:
-  """The state with `dmdd.PositionMean` learned from training images.
+  """The state with `dmdd.PositionBias` learned from training images.
 
   Args:
     predictor: of the state; its `eval.smoothing_sigma` is in the distances too.
-    state: of a model with or without `head.position_mean`; of one without, it
+    state: of a model with or without `head.position_bias`; of one without, it
       is returned as it is.
     images: uint8 (N, S, S, 3), images or tiles of the model's input side,
       N >= 1; with more than 128, so many of them by `config.seed`.
@@ -238,13 +240,13 @@ def learn_positions(
   if 'position' not in state.batch_stats:
     return state
 
-  def with_mean(mean: np.ndarray) -> train_state.TrainState:
-    mean = sharding.replicate(predictor.mesh, mean.astype(np.float32))
-    stats = {**state.batch_stats, 'position': {'mean': mean}}
+  def with_bias(bias: np.ndarray) -> train_state.TrainState:
+    bias = sharding.replicate(predictor.mesh, bias.astype(np.float32))
+    stats = {**state.batch_stats, 'position': {'bias': bias}}
     return state.replace(batch_stats=stats)
 
-  shape = state.batch_stats['position']['mean'].shape
-  unknown = with_mean(np.zeros(shape))
+  shape = state.batch_stats['position']['bias'].shape
+  unknown = with_bias(np.zeros(shape))
   rng = np.random.default_rng(predictor.config.seed % 2**64)
   order = rng.permutation(len(images))
   chosen = np.sort(order[:_POSITION_IMAGES])
@@ -256,9 +258,9 @@ def learn_positions(
   # Smooth, or the texture of these very images would stay in it.
   mean = ndimage.gaussian_filter(total / len(chosen), _POSITION_SIGMA)
   stride = mean.shape[0] // shape[0]
-  return with_mean(
-    mean.reshape(shape[0], stride, shape[1], stride).mean(axis=(1, 3))
-  )
+  mean = mean.reshape(shape[0], stride, shape[1], stride).mean(axis=(1, 3))
+  usual = np.quantile(mean, _POSITION_QUANTILE)
+  return with_bias(np.maximum(mean - usual, 0.0))
 
 
 def calibrate(

@@ -376,7 +376,7 @@ class Prediction:
     maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
     maps_mean_score: (B,) its image score.
     distance: (B, S, S) the maps as the fusion takes them, at most 2; below 0
-      where less than usual, see `dmdd.PositionMean`.
+      where less than the `dmdd.PositionBias`.
     probability: (B, S, S) the head's, in [0, 1], before the fusion.
   """
 

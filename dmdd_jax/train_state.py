@@ -31,7 +31,7 @@ class TrainState:
     step: steps taken, int32 scalar; -1 - step where a loss was not finite.
     params: trained parameters under 'student' and 'head'.
     batch_stats: their batch-norm statistics, and 'position', see
-      `dmdd.PositionMean`.
+      `dmdd.PositionBias`.
     opt_state: one optimiser state per part.
     teacher: the frozen teacher's 'params' and 'batch_stats'.
   """

@@ -204,8 +204,8 @@ def test_the_distance_weighs_the_branches(share):
   output = model.apply(variables, images)
   maps = np.asarray(output.maps)
   normal, abnormal = maps[..., :3].mean(-1), maps[..., 3:].mean(-1)
-  usual = variables['batch_stats']['position']['mean']
-  expected = share * normal + (1 - share) * abnormal - usual
+  bias = variables['batch_stats']['position']['bias']
+  expected = share * normal + (1 - share) * abnormal - bias
   np.testing.assert_allclose(output.distance, expected, atol=1e-6)
   np.testing.assert_array_equal(output.logit, output.distance)
   np.testing.assert_allclose(output.maps_mean, maps.mean(-1), atol=1e-6)
@@ -359,7 +359,7 @@ def test_rows_do_not_look_at_each_other():
 
 
 def test_without_a_head_the_logit_is_the_distance():
-  options = {'head__kind': 'none', 'head__position_mean': False}
+  options = {'head__kind': 'none', 'head__position_bias': False}
   model = dmdd.from_config(model_helpers.tiny_config(**options))
   taps = [constant(X, 4), constant(X, 2)]
   other = [constant(Y, 4), constant(X, 2)]

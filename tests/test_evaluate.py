@@ -11,6 +11,7 @@ from configs import default
 from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import evaluate
 from dmdd_jax import report_data
+from dmdd_jax import sharding
 from dmdd_jax import steps
 from dmdd_jax.data import batches
 from dmdd_jax.data import maps as map_files
@@ -191,41 +192,61 @@ def _student_alone(**changes):
   return config, model_helpers.make_state(config, model)
 
 
-def test_what_is_usual_at_a_position_is_taken_from_the_distance():
-  config, state = _student_alone()
-  images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+def test_what_is_unusual_of_a_position_is_taken_from_the_distance():
+  config, state = _student_alone(data__image_size=64)
+  images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
   predictor = evaluate.Predictor(config, batch_size=2)
+
+  def distances(state):
+    return evaluate.predict_images(
+      predictor, state, steps.Fusion(), images
+    ).distance
+
   learned = evaluate.learn_positions(predictor, state, images)
-  found = evaluate.predict_images(predictor, learned, steps.Fusion(), images)
-  # All but the mean's own variation between positions, which is smoothed away.
-  assert abs(found.distance.mean()) < 1e-5
+  bias = np.asarray(learned.batch_stats['position']['bias'])
+  assert bias.shape == (16, 16) and bias.min() == 0.0
+  # A fifth of the positions have some: those of the highest mean distance.
+  assert 0.15 < np.mean(bias > 0.0) < 0.25
+  stats = {**state.batch_stats, 'position': {'bias': np.zeros_like(bias)}}
+  before = distances(state.replace(batch_stats=stats)).mean(axis=0)
+  before = before.reshape(16, 4, 16, 4).mean(axis=(1, 3))
+  assert before[bias > 0.0].mean() > before[bias == 0.0].mean() + bias.mean()
+  after = distances(learned).mean(axis=0)
+  after = after.reshape(16, 4, 16, 4).mean(axis=(1, 3))
+  # But for the resizing from stride 4 and back.
+  np.testing.assert_allclose(after, before - bias, atol=0.2 * bias.max())
   # Whatever was known before is replaced, not added to.
   again = evaluate.learn_positions(predictor, learned, images)
   np.testing.assert_allclose(
-    again.batch_stats['position']['mean'],
-    learned.batch_stats['position']['mean'],
-    atol=1e-7,
+    again.batch_stats['position']['bias'], bias, atol=1e-6
   )
-  # It is of the distance alone.
-  before = evaluate.predict_images(predictor, state, steps.Fusion(), images)
-  np.testing.assert_array_equal(found.maps_mean, before.maps_mean)
 
 
-def test_a_place_that_is_far_on_every_image_is_found():
-  config, state = _student_alone(data__image_size=64)
-  images = np.zeros((3, 64, 64, 3), np.uint8)
-  predictor = evaluate.Predictor(config)
-  learned = evaluate.learn_positions(predictor, state, images)
-  mean = np.asarray(learned.batch_stats['position']['mean'])
-  usual = evaluate.predict_images(
-    predictor, state, steps.Fusion(), images
-  ).maps_mean[0]
-  usual = usual.reshape(16, 4, 16, 4).mean(axis=(1, 3))
-  assert np.corrcoef(mean.ravel(), usual.ravel())[0, 1] > 0.8
+def test_no_more_images_than_needed_are_looked_at_for_the_positions():
+  config, state = _student_alone()
+  seen = []
+
+  class Predictor:
+    def __init__(self):
+      self.config, self.mesh = config, sharding.make_mesh()
+
+    def images_at_once(self, shape):
+      assert shape == (32, 32)
+      return 50
+
+    def __call__(self, state, fusion, images):
+      seen.extend(images[:, 0, 0, 0].tolist())
+      zeros = np.zeros(images.shape[:3], np.float32)
+      return steps.Prediction(*6 * [zeros])
+
+  images = np.arange(200, dtype=np.uint8)[:, None, None, None]
+  images = np.broadcast_to(images, (200, 32, 32, 3))
+  evaluate.learn_positions(Predictor(), state, images)
+  assert len(seen) == len(set(seen)) == 128 and np.ptp(seen) > 190
 
 
 def test_a_model_without_positions_is_left_as_it_is():
-  config, state = _student_alone(head__position_mean=False)
+  config, state = _student_alone(head__position_bias=False)
   assert evaluate.learn_positions(None, state, np.zeros(0)) is state
   assert 'position' not in state.batch_stats
 

@@ -218,12 +218,12 @@ def test_each_checkpoint_is_calibrated_with_its_own_positions(finished):
   means = []
   for step in (2, 6):
     config, state, calibration, _ = evaluate.load_workdir(folder, step)
-    means.append(np.asarray(state.batch_stats['position']['mean']))
+    means.append(np.asarray(state.batch_stats['position']['bias']))
     data = train.load_data(config)
     predictor = evaluate.Predictor(config)
     learned = evaluate.learn_positions(predictor, state, data.images)
     np.testing.assert_allclose(
-      learned.batch_stats['position']['mean'], means[-1], atol=1e-6
+      learned.batch_stats['position']['bias'], means[-1], atol=1e-6
     )
     again = evaluate.calibrate(predictor, state, data.held_out)
     np.testing.assert_allclose(

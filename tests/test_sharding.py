@@ -144,7 +144,7 @@ def test_eight_devices_refuse_a_batch_of_twelve(found):
 
 
 def test_joint_training_changes_student_and_head_and_no_teacher(found):
-  # A step leaves the usual distances alone.
+  # A step leaves the bias of the positions alone.
   assert found['teacher_kept'] and found['unmoved'] == 1
   assert found['terms'] == [
     'aim',

@@ -9,7 +9,7 @@ Synopsis:
 
 `variables['params']` and `variables['batch_stats']` have the keys `teacher`,
 `student` and (unless `head.kind` is 'none') `head`; the latter also has
-`position` with `head.position_mean`.
+`position` with `head.position_bias`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,7 @@ class Output:
     maps_mean: (B, h, w), their plain mean, the head's control.
     distance: (B, h, w), the mean of the normality levels and that of the
       abnormality levels, weighed by `normality_share` and the rest of 1; less
-      its usual value at each position, see `PositionMean`, so that it can be
-      negative.
+      the bias of each position, see `PositionBias`, so that it can be negative.
     logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
@@ -107,19 +106,19 @@ def feature_products(branches: Sequence[Features], taps: Features) -> jax.Array:
   return jnp.concatenate(products, axis=-1)
 
 
-class PositionMean(nn.Module):
-  """Takes from (B, h, w) what is usual at each position, 0 until it is known.
+class PositionBias(nn.Module):
+  """Takes from (B, h, w) what is unusual of a position, 0 until it is known.
 
-  A student stays farther from its teacher in some places of every image: where
-  the object is, or in a corner that it never learns; with tiles, where in a
-  tile. The mean over training images is no batch's, so it is not updated here:
+  A student stays farther from its teacher in some places of every image: in a
+  corner that it never learns, or where the object is; with tiles, where in a
+  tile. By how much is no batch's statistic, so it is not updated here:
   `evaluate.learn_positions` does.
   """
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, x.shape[1:])
-    return x - mean.value
+    bias = self.variable('batch_stats', 'bias', jnp.zeros, x.shape[1:])
+    return x - bias.value
 
 
 class DMDD(nn.Module):
@@ -134,7 +133,7 @@ class DMDD(nn.Module):
     border: see `distance_maps`.
     branches: those of `BRANCHES` that are trained; maps are of these alone.
     normality_share: see `Output.distance`; of one branch without meaning.
-    position_mean: whether `Output.distance` is less its `PositionMean`.
+    position_bias: whether `Output.distance` is less its `PositionBias`.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
   """
@@ -147,7 +146,7 @@ class DMDD(nn.Module):
   border: int = 0
   branches: Sequence[str] = BRANCHES
   normality_share: float = 0.5
-  position_mean: bool = False
+  position_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
@@ -155,8 +154,8 @@ class DMDD(nn.Module):
     self.student = student_lib.Student(
       self.arch, dtype=self.dtype, **self.student_options
     )
-    if self.position_mean:
-      self.position = PositionMean()
+    if self.position_bias:
+      self.position = PositionBias()
     if self.head_kind == 'multi_perception':
       self.head = segmentation.MultiPerceptionHead(
         dtype=self.dtype, **self.head_options
@@ -198,7 +197,7 @@ class DMDD(nn.Module):
       shares = np.array([self.normality_share, 1.0 - self.normality_share])
       weights = np.float32(np.repeat(shares / len(taps), len(taps)))
       distance = jnp.sum(maps * weights, axis=-1)
-    if self.position_mean:
+    if self.position_bias:
       distance = self.position(distance)
     if self.head_kind == 'none':
       return Output(maps, maps_mean, distance, distance)
@@ -240,7 +239,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
       'config.head.dilations must be different positive integers, is'
       f' {dilations}'
     )
-  # Checkpoints of before `border`, `normality_share`, `position_mean` lack it.
+  # Checkpoints of before `border`, `normality_share`, `position_bias` lack it.
   border = head.get('border', 0)
   if not 0 <= border <= MAX_BORDER:
     raise ValueError(
@@ -265,7 +264,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     border=border,
     branches=_trained_branches(config.loss),
     normality_share=share,
-    position_mean=head.get('position_mean', False),
+    position_bias=head.get('position_bias', False),
     dtype=jnp.dtype(config.dtype),
   )
 
