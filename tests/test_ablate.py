@@ -29,7 +29,8 @@ def test_variants_differ_from_the_base_in_their_fields_alone():
   assert margin.loss.aim == 'margin'
   margin.loss.aim = base.loss.aim
   assert margin == base
-  assert base.per_category == mvtec.get_config('screw').per_category
+  assert base.per_category.screw == mvtec.get_config().per_category.screw
+  assert 'train' not in base.per_category.leather
   row = ablation.get_config('screw/no_turns').per_category.screw.synthesis
   assert (row.rotate_90, row.foreground) == (False, 'otsu')
 

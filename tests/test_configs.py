@@ -188,6 +188,17 @@ def test_every_part_is_read_as_a_whole_or_by_its_fields():
 # MVTec AD.
 
 
+def test_textures_are_learned_by_adam():
+  config = mvtec.get_config()
+  kinds = {
+    name: train.for_category(config, name).train.student.kind
+    for name in MVTEC_AD
+  }
+  textures = {'carpet', 'grid', 'leather', 'tile', 'wood'}
+  assert {name for name, kind in kinds.items() if kind == 'adam'} == textures
+  assert set(kinds.values()) == {'adam', 'muon'}
+
+
 def test_the_categories_are_mvtec_ads():
   assert sorted(mvtec.CATEGORIES) == sorted(MVTEC_AD)
   assert train.categories(mvtec.get_config()) == tuple(MVTEC_AD)
