@@ -6,7 +6,9 @@
 
 Without masks there are image metrics only; without defective images there is
 training, and prediction (`--mode predict`). Any size, colour mode and format
-of image will do; all are resized to the square `data.image_size`.
+of image will do; all are resized to the square `data.image_size`. If they show
+a texture and no object, as leather, add `--config.train.student.kind=adam`, as
+configs/mvtec.py has it.
 """
 
 import ml_collections
