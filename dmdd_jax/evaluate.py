@@ -250,13 +250,10 @@ def learn_positions(
   rng = np.random.default_rng(predictor.config.seed % 2**64)
   order = rng.permutation(len(images))
   chosen = np.sort(order[:_POSITION_IMAGES])
-  rows, total = predictor.images_at_once(images.shape[1:3]), 0.0
-  for i in range(0, len(chosen), rows):
-    some = images[chosen[i : i + rows]]
-    found = predictor(unknown, steps.Fusion(), some)
-    total += np.sum(found.distance, axis=0, dtype=np.float64)
+  found = predict_images(predictor, unknown, steps.Fusion(), images[chosen])
+  mean = np.mean(found.distance, axis=0, dtype=np.float64)
   # Smooth, or the texture of these very images would stay in it.
-  mean = ndimage.gaussian_filter(total / len(chosen), _POSITION_SIGMA)
+  mean = ndimage.gaussian_filter(mean, _POSITION_SIGMA)
   stride = mean.shape[0] // shape[0]
   mean = mean.reshape(shape[0], stride, shape[1], stride).mean(axis=(1, 3))
   usual = np.quantile(mean, _POSITION_QUANTILE)

@@ -280,4 +280,4 @@ def test_a_training_loads_them_for_its_own_and_its_held_out_images(
     data.held_out, seed=1, count=40, foreground=data.held_out_foreground
   )
   assert images.shape == (40, SIZE, SIZE, 3)
-  assert masks.any() and not masks[:, :2].any()
+  assert masks.any() and not masks[:, :4].any()
