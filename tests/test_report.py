@@ -401,6 +401,7 @@ def open_page(browser, request):
   assert not faults
 
 
+# Not by page.wait_for_function: the page's policy forbids its polling by eval.
 def _wait_for_texts(page, selector, texts):
   """Cards are filled as they come into view, a moment after a click."""
   from playwright.sync_api import expect
@@ -410,10 +411,18 @@ def _wait_for_texts(page, selector, texts):
 
 def _wait_for_focus(page, name):
   """A dialog gives the focus back a moment after it is closed."""
-  page.wait_for_function(
-    '(name) => (document.activeElement.ariaLabel ?? "").startsWith(name)',
-    arg=name,
+  from playwright.sync_api import expect
+
+  starts = re.compile(f'^{re.escape(name)}')
+  expect(page.locator(':focus')).to_have_attribute(
+    'aria-label', starts, timeout=30_000
   )
+
+
+def _wait_for_width(image, pixels):
+  from playwright.sync_api import expect
+
+  expect(image).to_have_js_property('naturalWidth', pixels, timeout=30_000)
 
 
 def _wait_for_count(page, selector, count):
@@ -438,9 +447,9 @@ def _scores(page):
 def test_images_are_shown_and_names_stay_text(open_page, site):
   page = open_page(site)
   page.wait_for_selector('#cards .base')
-  page.wait_for_function(
-    "[...document.querySelectorAll('.base')].every(x => x.naturalWidth == 32)"
-  )
+  images = page.locator('.base')
+  for index in range(images.count()):
+    _wait_for_width(images.nth(index), 32)
   assert len(_names(page)) == 16
   assert (
     page.title() != 'broken'
@@ -481,11 +490,10 @@ def test_filters_for_missed_and_false_alarms(open_page, site):
 
 
 def _wait_for_opacity(page, selector, opacity):
-  page.wait_for_function(
-    '([selector, opacity]) => Number(getComputedStyle('
-    'document.querySelector(selector)).opacity) == opacity',
-    arg=[selector, opacity],
-  )
+  from playwright.sync_api import expect
+
+  first = page.locator(selector).first
+  expect(first).to_have_css('opacity', opacity, timeout=30_000)
 
 
 def test_the_slider_by_keyboard(open_page, site):
@@ -503,7 +511,7 @@ def test_the_slider_by_keyboard(open_page, site):
     page.keyboard.press('ArrowRight')
     assert view.get_attribute('aria-valuetext') == name
     for index, layer in enumerate(layers):
-      _wait_for_opacity(page, f'#cards {layer}', float(index == stop))
+      _wait_for_opacity(page, f'#cards {layer}', str(int(index == stop)))
   _wait_for_count(page, '#cards .shades[src]', 4)
   page.keyboard.press('Shift+ArrowLeft')
   assert (
