@@ -99,7 +99,7 @@ def fit_fusion(
   """Standardises probability and distance by held-out normal pixels.
 
   Args:
-    config: `head.kind` and `head.maps_weight` are read.
+    config: `head.kind`, `.maps_weight` and `.score_weight` are read.
     probabilities: (N, S, S) of held-out normal images, N >= 1.
     distances: likewise.
     head_is_trained: False leaves the head out: before its first step, and
@@ -173,8 +173,12 @@ def _weights(
   config: ml_collections.ConfigDict, head_is_trained: bool
 ) -> dict[str, float]:
   if config.head.kind == 'none' or not head_is_trained:
-    return {'head_weight': 0.0, 'maps_weight': 1.0}
-  return {'head_weight': 1.0, 'maps_weight': config.head.maps_weight}
+    return {'head_weight': 0.0, 'maps_weight': 1.0, 'score_head_weight': 0.0}
+  return {
+    'head_weight': 1.0,
+    'maps_weight': config.head.maps_weight,
+    'score_head_weight': config.head.get('score_weight', 1.0),
+  }
 
 
 def _center_and_scale(values: np.ndarray) -> tuple[float, float]:

@@ -141,19 +141,18 @@ class Predictor:
         ndimage.gaussian_filter(  # As `steps.smooth` does it.
           anomaly_map, options.smoothing_sigma, output=anomaly_map
         )
-    fused = np.asarray(fusion(probability, distance), np.float32)
-    scores = [
-      np.array(
-        [map_files.top_mean(m, options.score_top_pixels) for m in maps],
-        np.float32,
-      )
-      for maps in (fused, maps_mean)
-    ]
+
+    def scores(maps: np.ndarray) -> np.ndarray:
+      tops = [map_files.top_mean(m, options.score_top_pixels) for m in maps]
+      return np.array(tops, np.float32)
+
+    # First, lest two whole fused maps be held at once.
+    score = scores(fusion.scored(probability, distance))
     return steps.Prediction(
-      map=fused,
-      score=scores[0],
+      map=np.asarray(fusion(probability, distance), np.float32),
+      score=score,
       maps_mean=maps_mean,
-      maps_mean_score=scores[1],
+      maps_mean_score=scores(maps_mean),
       distance=distance,
       probability=probability,
     )

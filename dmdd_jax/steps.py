@@ -372,7 +372,7 @@ class Prediction:
 
   Attributes:
     map: (B, S, S) anomaly map, higher is more anomalous (see `Fusion`).
-    score: (B,) image score, the mean of the map's highest pixels.
+    score: (B,) image score, the mean of the highest pixels of `Fusion.scored`.
     maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
     maps_mean_score: (B,) its image score.
     distance: (B, S, S) the maps as the fusion takes them, at most 2; below 0
@@ -399,6 +399,10 @@ class Fusion:
   head's probability, unlike its logit, can only add to the distances: a head
   trained on synthetic anomalies cannot silence a defect it has never seen the
   like of. Without a head, `head_weight` is 0.
+
+  An image is scored by such a map with `score_head_weight` in the place of
+  `head_weight`: the head outlines defects best, but is sure of some normal
+  spots on which the distances are not.
   """
 
   head_center: jax.typing.ArrayLike = 0.0
@@ -407,12 +411,19 @@ class Fusion:
   maps_scale: jax.typing.ArrayLike = 1.0
   head_weight: jax.typing.ArrayLike = 1.0
   maps_weight: jax.typing.ArrayLike = 0.0
+  # As it was in checkpoints of before this weight.
+  score_head_weight: jax.typing.ArrayLike = 1.0
 
   def __call__(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
     """Fuses two arrays of one shape, numpy's or jax's."""
     head = (probability - self.head_center) / self.head_scale
     maps = (distance - self.maps_center) / self.maps_scale
     return self.head_weight * head + self.maps_weight * maps
+
+  def scored(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
+    """The map whose highest pixels are the image's score; likewise."""
+    fusion = self.replace(head_weight=self.score_head_weight)
+    return fusion(probability, distance)
 
 
 def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
@@ -481,10 +492,10 @@ def predict_step(
   probability, distance, maps_mean = (
     smooth(maps[..., i], options.smoothing_sigma) for i in range(3)
   )
-  fused = fusion(probability, distance)
+  scored = fusion.scored(probability, distance)
   return Prediction(
-    map=fused,
-    score=image_score(fused, options.score_top_pixels),
+    map=fusion(probability, distance),
+    score=image_score(scored, options.score_top_pixels),
     maps_mean=maps_mean,
     maps_mean_score=image_score(maps_mean, options.score_top_pixels),
     distance=distance,

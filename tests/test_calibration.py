@@ -200,19 +200,23 @@ def test_array_scalars_become_plain_numbers():
 
 
 @pytest.mark.parametrize(
-  'changes, expected',
+  'changes, expected, scored',
   [
-    ({'head__maps_weight': 0.25}, 3.0 + 0.25 * 0.5),
-    ({'head__maps_weight': 0.0}, 3.0),
-    ({'head__kind': 'none'}, 0.5),
+    ({'head__maps_weight': 0.25}, 3.0 + 0.25 * 0.5, 0.25 * (3.0 + 0.5)),
+    ({'head__maps_weight': 0.0}, 3.0, 0.25 * 3.0),
+    ({'head__score_weight': 0.0, 'head__maps_weight': 1.0}, 3.5, 0.5),
+    ({'head__kind': 'none'}, 0.5, 0.5),
   ],
 )
-def test_uncalibrated_fuses_raw_units_and_has_no_thresholds(changes, expected):
+def test_uncalibrated_fuses_raw_units_and_has_no_thresholds(
+  changes, expected, scored
+):
   found = calibration.uncalibrated(model_helpers.tiny_config(**changes))
   assert found.images == 0 and found.image_scale > 0.0
   assert math.isnan(found.image_threshold)
   assert math.isnan(found.pixel_threshold)
   assert found.fusion(np.array(3.0), np.array(0.5)) == expected
+  assert found.fusion.scored(np.array(3.0), np.array(0.5)) == scored
   # No score is called defective by a threshold that is not there.
   assert not np.any(np.array([-1e9, 1e9]) >= found.image_threshold)
 

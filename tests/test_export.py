@@ -22,7 +22,7 @@ from dmdd_jax.models import dmdd
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
-FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.4, 1.0, 1.0)
+FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.4, 1.0, 1.0, 0.2)
 
 
 def make_trained(threshold=0.5, **changes):

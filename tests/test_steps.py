@@ -525,9 +525,11 @@ def test_fusion_by_hand():
     maps_scale=0.2,
     head_weight=3.0,
     maps_weight=0.5,
+    score_head_weight=2.0,
   )
-  # 3 * (5 - 1) / 2 + .5 * (.5 - .1) / .2.
+  # 3 * (5 - 1) / 2 + .5 * (.5 - .1) / .2, and 2 * ... of the score.
   assert fusion(np.array(5.0), np.array(0.5)) == pytest.approx(7.0)
+  assert fusion.scored(np.array(5.0), np.array(0.5)) == pytest.approx(5.0)
   assert steps.Fusion()(np.array(5.0), np.array(0.5)) == 5.0
 
 
@@ -610,7 +612,7 @@ def test_prediction_of_a_known_model(sigma):
     eval__score_top_pixels=5, eval__smoothing_sigma=sigma
   )
   images = np.random.default_rng(0).uniform(size=(2, 12, 12, 3)).astype('f')
-  fusion = steps.Fusion(0.5, 2.0, 0.25, 0.125, 1.0, 0.75)
+  fusion = steps.Fusion(0.5, 2.0, 0.25, 0.125, 1.0, 0.75, 0.25)
   found = steps.make_predict_step(
     config, FakePredictor(), sharding.make_mesh(jax.devices()[:1])
   )({'scale': 10.0}, fusion, images)
@@ -621,7 +623,7 @@ def test_prediction_of_a_known_model(sigma):
 
   probability = smoothed(1.0 / (1.0 + np.exp(-10.0 * images[:, ::2, ::2, 0])))
   maps_mean, distance = (smoothed(images[:, ::2, ::2, i]) for i in (1, 2))
-  fused = (probability - 0.5) / 2.0 + 0.75 * (distance - 0.25) / 0.125
+  head, maps = (probability - 0.5) / 2.0, (distance - 0.25) / 0.125
 
   def score(maps):
     return np.sort(maps.reshape(2, -1), axis=1)[:, -5:].mean(axis=1)
@@ -630,8 +632,9 @@ def test_prediction_of_a_known_model(sigma):
   np.testing.assert_allclose(found.probability, probability, **close)
   np.testing.assert_allclose(found.maps_mean, maps_mean, **close)
   np.testing.assert_allclose(found.distance, distance, **close)
-  np.testing.assert_allclose(found.map, fused, **close)
-  np.testing.assert_allclose(found.score, score(fused), **close)
+  np.testing.assert_allclose(found.map, head + 0.75 * maps, **close)
+  scored = score(0.25 * head + 0.75 * maps)
+  np.testing.assert_allclose(found.score, scored, **close)
   np.testing.assert_allclose(found.maps_mean_score, score(maps_mean), **close)
   assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype('float32')}
 

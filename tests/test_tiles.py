@@ -130,7 +130,7 @@ def _config(size, tile=32, **changes):
   )
 
 
-FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.5, 1.0, 0.7)
+FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.5, 1.0, 0.7, 0.2)
 
 
 def _images(count, size):
@@ -195,8 +195,12 @@ def test_maps_are_the_blend_of_what_each_tile_says(state):
         rtol=1e-4,
         atol=1e-5,
       )
-    top = map_files.top_mean(found.map[n], 100)
+    scored = FUSION.scored(found.probability[n], found.distance[n])
+    top = map_files.top_mean(scored, 100)
     assert found.score[n] == pytest.approx(top, rel=1e-6)
+    assert found.score[n] != pytest.approx(
+      map_files.top_mean(found.map[n], 100), rel=1e-2
+    )
 
 
 def test_memory_is_that_of_the_maps_and_a_batch_of_tiles(state, seen):
