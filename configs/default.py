@@ -265,8 +265,9 @@ def _mesh() -> ml_collections.ConfigDict:
 
 def _calibration() -> ml_collections.ConfigDict:
   calibration = ml_collections.ConfigDict()
-  # Shares of held-out normal images, and of their pixels, that may lie above
-  # the thresholds.
+  # Shares of normal images, and of their pixels, that may lie above the
+  # thresholds. Where the held-out images are too few to count such a share of
+  # them, their scores are taken as normally distributed; 0 is their highest.
   calibration.image_fpr = 0.01
   calibration.pixel_fpr = 0.001
   return calibration

@@ -1,8 +1,8 @@
 """What held-out normal images say: fusion, thresholds, score scale.
 
-No test image and no training image is looked at. With n held-out images a
-threshold cannot promise a false-positive rate under 1 / (n + 1); it then lies
-just above their highest score, and the log says so.
+No test image and no training image is looked at. Counting n held-out images
+shows no false-positive rate under 1 / (n + 1); the threshold for a lower one
+takes their scores as normally distributed, and the log says so.
 
 Synopsis:
 
@@ -19,6 +19,7 @@ from typing import Any
 from absl import logging
 import ml_collections
 import numpy as np
+from scipy import special
 
 from dmdd_jax import steps
 
@@ -28,6 +29,8 @@ _SCALE_QUANTILE = 0.999
 # A head that is silent on all normal pixels would otherwise outweigh the
 # distances without bound: at its surest it adds at most 1 / 0.2 = 5 units.
 _MIN_HEAD_SCALE = 0.2
+# Of fewer scores a deviation says nothing.
+_MIN_FOR_INTERVAL = 4
 DEFECTIVE, GOOD, UNKNOWN = 'defective', 'good', 'uncalibrated'
 
 
@@ -134,17 +137,10 @@ def fit(
 ) -> Calibration:
   """Thresholds from the fused maps (N, S, S) and scores (N,), N >= 1."""
   options = config.calibration
-  if (len(scores) + 1) * options.image_fpr < 1.0:
-    logging.info(
-      '%d held-out images cannot show a false-positive rate of %g: the image'
-      ' threshold lies just above their highest score',
-      len(scores),
-      options.image_fpr,
-    )
   spread = float(np.max(scores) - np.median(scores))
   return Calibration(
     fusion=fusion,
-    image_threshold=threshold_at(scores, options.image_fpr),
+    image_threshold=image_threshold_at(scores, options.image_fpr),
     pixel_threshold=threshold_at(maps, options.pixel_fpr),
     image_scale=max(spread, 1e-6),
     images=len(scores),
@@ -167,6 +163,38 @@ def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
   allowed = math.floor(false_positive_rate * len(flat) + 1e-9)
   highest_normal = np.partition(flat, len(flat) - 1 - allowed)[-1 - allowed]
   return float(np.nextafter(highest_normal, np.float32(np.inf)))
+
+
+def image_threshold_at(scores: np.ndarray, false_positive_rate: float) -> float:
+  """The score from which on an image is called defective.
+
+  Of n scores that are too few for the rate to be counted, n + 1 times the rate
+  being below 1, it is the upper end of the one-sided prediction interval of a
+  further score, by Student's t distribution; never below their highest. Of
+  fewer than 4 scores, or at the rate 0, it lies just above their highest.
+
+  Args:
+    scores: (n,), of held-out normal images, n >= 1.
+    false_positive_rate: in [0, 1).
+  """
+  count = len(scores)
+  counted = threshold_at(scores, false_positive_rate)
+  if (count + 1) * false_positive_rate >= 1.0:
+    return counted
+  message = (
+    '%d held-out images cannot show a false-positive rate of %g by counting:'
+    ' the image threshold %s'
+  )
+  if count < _MIN_FOR_INTERVAL or not false_positive_rate:
+    said = 'lies just above their highest score'
+    logging.info(message, count, false_positive_rate, said)
+    return counted
+  said = 'takes their scores as normally distributed'
+  logging.info(message, count, false_positive_rate, said)
+  scores = np.asarray(scores, np.float64)
+  deviations = special.stdtrit(count - 1, 1.0 - false_positive_rate)
+  width = np.std(scores, ddof=1) * math.sqrt(1.0 + 1.0 / count)
+  return max(counted, float(np.float32(scores.mean() + deviations * width)))
 
 
 def _weights(

@@ -164,6 +164,41 @@ def test_fit_by_hand():
   np.testing.assert_allclose(found.image_scale, 0.9 - 0.3, rtol=1e-6)
 
 
+def test_few_scores_are_extrapolated_by_students_t():
+  scores = np.array([1.0, 2.0, 3.0, 2.0, 2.0], np.float32)
+  # The one-sided 99 % point of t with 4 degrees of freedom, from a table.
+  expected = 2.0 + 3.747 * math.sqrt(0.5) * math.sqrt(1.2)
+  found = calibration.image_threshold_at(scores, 0.01)
+  assert found == pytest.approx(expected, rel=1e-4)
+  assert found == np.float32(found)
+
+
+@pytest.mark.parametrize(
+  'scores, rate',
+  [
+    (np.arange(99.0), 0.01),  # Enough to be counted.
+    (np.arange(3.0), 0.01),
+    (np.arange(50.0), 0.0),
+    (np.array([0.0] * 30 + [9.0]), 0.03),  # Above what t says.
+    (np.full(5, 2.0), 0.01),
+  ],
+)
+def test_image_threshold_by_counting(scores, rate):
+  found = calibration.image_threshold_at(scores, rate)
+  assert found == calibration.threshold_at(scores, rate)
+
+
+def test_few_scores_keep_the_rate_of_false_alarms():
+  rng = np.random.default_rng(0)
+  alarms = []
+  for _ in range(2000):
+    scores = rng.normal(5.0, 2.0, 6)
+    threshold = calibration.image_threshold_at(scores[:5], 0.05)
+    alarms.append(scores[5] >= threshold)
+  # Just above the highest of five it would be one in six.
+  assert 0.035 < np.mean(alarms) < 0.065
+
+
 def test_one_image_is_enough_to_fit():
   config = model_helpers.tiny_config()
   maps = np.arange(16.0).reshape(1, 4, 4)
