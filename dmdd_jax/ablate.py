@@ -50,7 +50,8 @@ def run(
     comparison: a key of `ablation.COMPARISONS`.
     categories: names.
     seeds: different numbers.
-    workdir: gets a folder per variant, and `base` for all comparisons.
+    workdir: gets a folder per variant, and `base` for all comparisons; what two
+      comparisons share lies under its name in the first.
     processes: runs at a time.
     overrides: more arguments of every run, e.g. '--config.data.root=D'.
 
@@ -71,8 +72,7 @@ def run(
   summaries = {}
   for variant, changes in ablation.COMPARISONS[comparison].items():
     only_eval = all(field.startswith('eval.') for field in changes)
-    name = _BASE if only_eval else f'{comparison}-{variant}'
-    folder = os.path.join(workdir, name)
+    folder = os.path.join(workdir, _BASE if only_eval else _name(changes))
     config = f'configs/ablation.py:{comparison}/{variant}'
     if only_eval and changes:
       found = _reevaluate(folder, variant, changes, categories, seeds)
@@ -81,6 +81,16 @@ def run(
       found = sweep.run(config, categories, workdir=folder, **options)
     summaries[variant] = sweep.summarize(found, tuple(COLUMNS))
   return _tables(summaries, categories)
+
+
+def _name(changes: Mapping[str, Any]) -> str:
+  """The first variant of these changes: what several have is trained once."""
+  return next(
+    f'{comparison}-{variant}'
+    for comparison, variants in ablation.COMPARISONS.items()
+    for variant, others in variants.items()
+    if others == changes
+  )
 
 
 def _reevaluate(

@@ -89,6 +89,10 @@ def test_the_base_is_shared_and_eval_variants_only_evaluate(
   row = next(r for r in text.splitlines() if r.startswith('| ngm_alone'))
   assert '55.00 ± 7.07' in row and '70.00 ± 0.00' in row
   trained.clear()
+  ablate.run('learning', ('screw',), **options)
+  # What two comparisons have is trained once.
+  assert ('configs/ablation.py:learning/adam', 'trunk-encoder_adam') in trained
+  trained.clear()
   text = ablate.run('score', ('screw',), **options)
   assert [folder for _, folder in trained] == ['base']
   assert (
