@@ -74,6 +74,8 @@ COMPARISONS = {
     'feature_products': {'head.input': 'products'},
     'destseg': {'head.kind': 'destseg'},
     'head_alone': {'head.maps_weight': 0.0},
+    'score_of_the_final_map': {'head.score_weight': 1.0},
+    'score_of_the_distance': {'head.score_weight': 0.0},
     'border_as_it_is': {'head.border': 0},
     'positions_as_they_are': {'head.position_bias': False},
     'plain_mean_of_branches': {'head.normality_share': 0.5},
