@@ -160,7 +160,8 @@ def _head() -> ml_collections.ConfigDict:
   # head's standardised probability; 0 is the head alone.
   head.maps_weight = 1.0
   # The same weight of the head's probability, in the place of its 1, for the
-  # image score; 1 scores an image by the final map itself.
+  # image score; 1 scores an image by the final map itself, which is better
+  # where the student has had a few hundred steps alone.
   head.score_weight = 0.25
   # The distance is the mean of the normality maps times this plus that of the
   # abnormality maps times the rest of 1; 0.5 is the plain mean of all maps.
