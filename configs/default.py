@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.calibration = _calibration()
   config.eval = _eval()
   config.mesh = _mesh()
-  # {category: {'synthesis': {'rotate_90': True}}}: what differs by category;
-  # `--config.per_category.screw.synthesis.rotate_90=False` changes an entry.
+  # {category: {'synthesis': {'foreground': 'otsu'}}}: what differs by category;
+  # `--config.per_category.screw.synthesis.foreground=off` changes an entry.
   config.per_category = ml_collections.ConfigDict()
   return config
 

@@ -34,8 +34,11 @@ def test_variants_differ_from_the_base_in_their_fields_alone():
   for texture in mvtec.TEXTURES:
     del expected[texture]['train']
   assert base.per_category == expected
-  row = ablation.get_config('screw/no_turns').per_category.screw.synthesis
-  assert (row.rotate_90, row.foreground) == (False, 'otsu')
+  row = ablation.get_config('screw/no_foreground').per_category.screw.synthesis
+  assert (row.foreground, base.per_category.screw.synthesis.foreground) == (
+    'off',
+    'otsu',
+  )
 
 
 def test_an_unknown_variant_is_refused_with_the_names():

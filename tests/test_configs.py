@@ -103,8 +103,8 @@ def test_the_names_others_rely_on():
 def test_every_call_makes_a_new_config():
   default.get_config().train.student.learning_rate = 7.0
   assert default.get_config().train.student.learning_rate != 7.0
-  mvtec.get_config().per_category.screw.synthesis.rotate_90 = False
-  assert mvtec.get_config().per_category.screw.synthesis.rotate_90
+  mvtec.get_config().per_category.screw.synthesis.foreground = 'off'
+  assert mvtec.get_config().per_category.screw.synthesis.foreground == 'otsu'
 
 
 # Every field is commented and read.
@@ -229,25 +229,26 @@ def test_no_category_says_how_to_name_one():
 
 
 def test_a_categorys_row_is_applied_and_nothing_else():
-  config = mvtec.get_config('screw,capsule')
+  config = mvtec.get_config('screw,leather')
   config.seed = 5
   before = config.to_json()
   screw = train.for_category(config, 'screw')
-  capsule = train.for_category(config, 'capsule')
+  leather = train.for_category(config, 'leather')
   assert config.to_json() == before
-  for single, name in ((screw, 'screw'), (capsule, 'capsule')):
+  rows = {'synthesis.foreground': 'otsu'}, {'train.student.kind': 'adam'}
+  for single, name, row in zip((screw, leather), ('screw', 'leather'), rows):
     assert single.data.category == name
     assert 'per_category' not in single
-    row = _flatten({'synthesis': mvtec.CATEGORIES[name]})
     expected = {**_fields(config), 'data.category': name, **row}
     assert _fields(single) == expected
-  assert screw.synthesis.rotate_90 and not capsule.synthesis.rotate_90
+  assert config.synthesis.foreground == 'off'
+  assert config.train.student.kind == 'muon'
 
 
 def test_an_override_of_a_row_counts():
   config = mvtec.get_config('screw')
-  config.per_category.screw.synthesis.rotate_90 = False
-  assert not train.for_category(config, 'screw').synthesis.rotate_90
+  config.per_category.screw.synthesis.foreground = 'off'
+  assert train.for_category(config, 'screw').synthesis.foreground == 'off'
 
 
 def test_a_category_without_a_row_is_the_config_itself():
