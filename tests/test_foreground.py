@@ -232,7 +232,7 @@ def test_foregrounds_that_are_missing_are_said():
 def test_the_sourced_table_is_applied_by_mvtec_alone():
   rows = mvtec.get_config().per_category
   assert rows.screw.synthesis.foreground == 'otsu'
-  assert 'foreground' not in rows.carpet.synthesis
+  assert 'synthesis' not in rows.carpet
   assert default.get_config().synthesis.foreground == 'off'
 
 
