@@ -181,16 +181,18 @@ def image_threshold_at(scores: np.ndarray, false_positive_rate: float) -> float:
   counted = threshold_at(scores, false_positive_rate)
   if (count + 1) * false_positive_rate >= 1.0:
     return counted
-  message = (
+  extrapolated = count >= _MIN_FOR_INTERVAL and false_positive_rate > 0.0
+  logging.info(
     '%d held-out images cannot show a false-positive rate of %g by counting:'
-    ' the image threshold %s'
+    ' the image threshold %s',
+    count,
+    false_positive_rate,
+    'takes their scores as normally distributed'
+    if extrapolated
+    else 'lies just above their highest score',
   )
-  if count < _MIN_FOR_INTERVAL or not false_positive_rate:
-    said = 'lies just above their highest score'
-    logging.info(message, count, false_positive_rate, said)
+  if not extrapolated:
     return counted
-  said = 'takes their scores as normally distributed'
-  logging.info(message, count, false_positive_rate, said)
   scores = np.asarray(scores, np.float64)
   deviations = special.stdtrit(count - 1, 1.0 - false_positive_rate)
   width = np.std(scores, ddof=1) * math.sqrt(1.0 + 1.0 / count)

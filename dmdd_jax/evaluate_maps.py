@@ -35,9 +35,7 @@ def evaluate_maps(
     data_root: the data set in MVTec's layout.
     categories: which; by default those that have a folder of maps.
     score_top_pixels: the image score is the mean of so many highest pixels of
-      the map as it is in its file; 1 is the maximum. A run of ours scores an
-      image by a map of other weights (`head.score_weight`), so its own maps
-      give its figures of pixels here, not those of images.
+      the map in its file, 1 the maximum; our runs' differ (`head.score_weight`).
     bootstrap: resamples for confidence intervals; 0 is none.
     seed: of the resamples.
 

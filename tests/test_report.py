@@ -401,34 +401,28 @@ def open_page(browser, request):
   assert not faults
 
 
-# Not by page.wait_for_function: the page's policy forbids its polling by eval.
-def _wait_for_texts(page, selector, texts):
-  """Cards are filled as they come into view, a moment after a click."""
+def _expect(locator):
+  """Waits. The page's policy forbids wait_for_function, which polls by eval."""
   from playwright.sync_api import expect
 
-  expect(page.locator(selector)).to_have_text(texts, timeout=30_000)
+  return expect(locator)
+
+
+def _wait_for_texts(page, selector, texts):
+  """Cards are filled as they come into view, a moment after a click."""
+  _expect(page.locator(selector)).to_have_text(texts, timeout=30_000)
 
 
 def _wait_for_focus(page, name):
   """A dialog gives the focus back a moment after it is closed."""
-  from playwright.sync_api import expect
-
   starts = re.compile(f'^{re.escape(name)}')
-  expect(page.locator(':focus')).to_have_attribute(
+  _expect(page.locator(':focus')).to_have_attribute(
     'aria-label', starts, timeout=30_000
   )
 
 
-def _wait_for_width(image, pixels):
-  from playwright.sync_api import expect
-
-  expect(image).to_have_js_property('naturalWidth', pixels, timeout=30_000)
-
-
 def _wait_for_count(page, selector, count):
-  from playwright.sync_api import expect
-
-  expect(page.locator(selector)).to_have_count(count, timeout=30_000)
+  _expect(page.locator(selector)).to_have_count(count, timeout=30_000)
 
 
 def _names(page):
@@ -449,7 +443,9 @@ def test_images_are_shown_and_names_stay_text(open_page, site):
   page.wait_for_selector('#cards .base')
   images = page.locator('.base')
   for index in range(images.count()):
-    _wait_for_width(images.nth(index), 32)
+    _expect(images.nth(index)).to_have_js_property(
+      'naturalWidth', 32, timeout=30_000
+    )
   assert len(_names(page)) == 16
   assert (
     page.title() != 'broken'
@@ -490,10 +486,8 @@ def test_filters_for_missed_and_false_alarms(open_page, site):
 
 
 def _wait_for_opacity(page, selector, opacity):
-  from playwright.sync_api import expect
-
   first = page.locator(selector).first
-  expect(first).to_have_css('opacity', opacity, timeout=30_000)
+  _expect(first).to_have_css('opacity', opacity, timeout=30_000)
 
 
 def test_the_slider_by_keyboard(open_page, site):
