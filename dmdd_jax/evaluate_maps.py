@@ -35,7 +35,7 @@ def evaluate_maps(
     data_root: the data set in MVTec's layout.
     categories: which; by default those that have a folder of maps.
     score_top_pixels: the image score is the mean of so many highest pixels of
-      the map in its file, 1 the maximum; our runs' differ (`head.score_weight`).
+      the map in its file, 1 the maximum; our runs': see `head.score_weight`.
     bootstrap: resamples for confidence intervals; 0 is none.
     seed: of the resamples.
 
