@@ -67,6 +67,13 @@ COMPARISONS = {
     'stopped_gradient': {'student.stop_abnormality_gradient': True},
     'deeper_branches': {'student.extra_convs': 1},
   },
+  # What was ahead of the base in 'ngm' and in 'aim', for more seeds.
+  'leads': {
+    'default': {},
+    'focus_2': {'loss.focus': 2.0},
+    'deeper_branches': {'student.extra_convs': 1},
+    'both': {'loss.focus': 2.0, 'student.extra_convs': 1},
+  },
   'head': {
     'multi_perception': {},
     'no_channel_attention': {'head.channel_attention': False},

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dmdd_jax import muon
 from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
 
@@ -67,13 +68,12 @@ def make_optimizer(
     )
   rate = _schedule(options, options.learning_rate, steps)
   if options.kind == 'muon':
-    update = optax.contrib.muon(
+    update = muon.muon(
       _schedule(options, options.muon_learning_rate, steps),
-      weight_decay=options.weight_decay,
-      adam_b1=options.b1,
-      adam_b2=options.b2,
-      adam_learning_rate=rate,
-      muon_weight_dimension_numbers=_as_matrices,
+      optax.adamw(
+        rate, b1=options.b1, b2=options.b2, weight_decay=0.0, nesterov=True
+      ),
+      options.weight_decay,
     )
   elif options.kind == 'sgd':
     update = optax.sgd(rate, momentum=options.b1)
@@ -102,16 +102,6 @@ def _schedule(
     main = optax.constant_schedule(peak)
   ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1))
   return optax.join_schedules([ramp, main], [warmup])
-
-
-def _as_matrices(params: Any) -> Any:
-  """Which axes of each parameter Muon takes as rows, and which as columns.
-
-  A convolution's kernel (h, w, in, out) is a matrix (h w in, out), as in
-  https://kellerjordan.github.io/posts/muon; None leaves a parameter to Adam.
-  """
-  kernel = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
-  return jax.tree.map(lambda x: kernel if x.ndim == 4 else None, params)
 
 
 def make_optimizers(
