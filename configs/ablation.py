@@ -32,7 +32,7 @@ COMPARISONS = {
       'student.trunk': 'reverse',
       'train.student.kind': 'adam',
     },
-    # Its kernels are so large that Muon would take most of its time.
+    'encoder_decoder': {'student.trunk': 'encoder_decoder'},
     'encoder_decoder_adam': {
       'student.trunk': 'encoder_decoder',
       'train.student.kind': 'adam',
