@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -14,8 +15,12 @@ import ml_collections
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
+@functools.cache
 def git_revision() -> str | None:
-  """The commit of this checkout, with '+' if it was changed; else None."""
+  """The commit of this checkout, with '+' if it was changed; else None.
+
+  Asked once, and by a training at its start: the checkout may go on meanwhile.
+  """
   here = os.path.dirname(os.path.abspath(__file__))
 
   def git(*arguments: str) -> str:

@@ -135,6 +135,7 @@ class Trainer:
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config, self.workdir = config, storage.absolute(workdir)
+    provenance.git_revision()
     _check_fields(config)
     self.mesh = sharding.make_mesh()
     _check_batches(config, self.mesh)
