@@ -117,7 +117,7 @@ COMPARISONS = {
       'train.student.kind': 'adam',
       'train.student.learning_rate': 2e-3,
     },
-    # As many pairs in twice the steps, of which each costs as much for Muon.
+    # As many pairs in twice the steps.
     'batch_4': {
       'train.batch_size': 4,
       'train.total_steps': 400,

@@ -14,6 +14,7 @@ import pytest
 
 from configs import default
 from configs import mvtec
+from configs import mvtec_cpu
 from dmdd_jax import checkpoint
 from dmdd_jax import train
 from dmdd_jax import train_state
@@ -188,15 +189,27 @@ def test_every_part_is_read_as_a_whole_or_by_its_fields():
 # MVTec AD.
 
 
-def test_textures_are_learned_by_adam():
-  config = mvtec.get_config()
-  kinds = {
-    name: train.for_category(config, name).train.student.kind
-    for name in MVTEC_AD
-  }
-  textures = {'carpet', 'grid', 'leather', 'tile', 'wood'}
-  assert {name for name, kind in kinds.items() if kind == 'adam'} == textures
-  assert set(kinds.values()) == {'adam', 'muon'}
+TEXTURES = {'carpet', 'grid', 'leather', 'tile', 'wood'}
+
+
+@pytest.mark.parametrize(
+  'module, object_trunk', [(mvtec, 'reverse'), (mvtec_cpu, 'encoder')]
+)
+def test_textures_are_learned_by_the_encoder_and_adam(module, object_trunk):
+  config = module.get_config()
+  for name in MVTEC_AD:
+    single = train.for_category(config, name)
+    expected = (object_trunk, 'muon')
+    if name in TEXTURES:
+      expected = ('encoder', 'adam')
+    assert (single.student.trunk, single.train.student.kind) == expected
+
+
+def test_a_flag_of_the_small_budget_changes_the_trunk_of_all():
+  config = mvtec_cpu.get_config()
+  config.student.trunk = 'reverse'
+  trunks = {train.for_category(config, n).student.trunk for n in MVTEC_AD}
+  assert trunks == {'reverse'}
 
 
 def test_the_categories_are_mvtec_ads():
@@ -235,7 +248,10 @@ def test_a_categorys_row_is_applied_and_nothing_else():
   screw = train.for_category(config, 'screw')
   leather = train.for_category(config, 'leather')
   assert config.to_json() == before
-  rows = {'synthesis.foreground': 'otsu'}, {'train.student.kind': 'adam'}
+  rows = (
+    {'synthesis.foreground': 'otsu'},
+    {'student.trunk': 'encoder', 'train.student.kind': 'adam'},
+  )
   for single, name, row in zip((screw, leather), ('screw', 'leather'), rows):
     assert single.data.category == name
     assert 'per_category' not in single
