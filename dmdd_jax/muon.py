@@ -1,11 +1,11 @@
 """Muon, whose Newton-Schulz iterations are taken on the small Gram matrix.
 
-The same update as `optax.contrib.muon` (its state, too, so that checkpoints of
-either go on with the other), for a third of the operations: a kernel of 3 x 3 x
-256 x 256 is a matrix M of 2304 x 256, and all that an iteration does to it is
-to multiply it by a polynomial of M'M, which is 256 x 256. So the polynomials
-are multiplied up among themselves, and M by their product once. That is Gram
-Newton-Schulz (Dao-AILab); docs/performance.md has what it saves.
+The same update as `optax.contrib.muon` (its state and its labels, too, so that
+checkpoints of either go on with the other), for less than half the operations:
+a kernel of 3 x 3 x 256 x 256 is a matrix M of 2304 x 256, and all that an
+iteration does to it is to multiply it by a polynomial of M'M, 256 x 256. So the
+polynomials are multiplied up among themselves, and M by their product once.
+That is Gram Newton-Schulz (Dao-AILab); docs/performance.md has what it saves.
 
 Synopsis:
 
@@ -74,7 +74,9 @@ def scale_by_muon() -> optax.GradientTransformation:
 
 
 def orthogonalize(kernel: jax.Array) -> jax.Array:
-  """Brings all singular values of a matrix near 1, to about 0.7 to 1.2.
+  """Brings the singular values of a matrix near 1, to about 0.7 to 1.2.
+
+  Those below some 1/500 of its Frobenius norm grow by 485 and stay smaller.
 
   Args:
     kernel: (..., out), float32, taken as a matrix with `out` columns.
