@@ -55,7 +55,7 @@ def scale_by_muon() -> optax.GradientTransformation:
     return optax.contrib.MuonState(
       count=jnp.zeros([], jnp.int32),
       mu=optax.tree.zeros_like(params),
-      ns_coeffs=jnp.asarray(COEFFICIENTS),
+      ns_coeffs=jnp.asarray(COEFFICIENTS),  # Not read; optax's layout.
     )
 
   def update(updates, state, params=None):
@@ -90,10 +90,10 @@ def orthogonalize(kernel: jax.Array) -> jax.Array:
   tall = matrix.shape[0] > matrix.shape[1]
   a, b, c = COEFFICIENTS
   gram = _dot(matrix.T, matrix) if tall else _dot(matrix, matrix.T)
-  product = identity = jnp.eye(len(gram), dtype=gram.dtype)
+  identity = product = jnp.eye(len(gram), dtype=gram.dtype)
   for i in range(ITERATIONS):
     factor = a * identity + b * gram + c * _dot(gram, gram)
-    product = _dot(factor, product) if i else factor
+    product = _dot(factor, product)
     if i < ITERATIONS - 1:
       gram = _dot(_dot(factor, gram), factor)
   result = _dot(matrix, product) if tall else _dot(product, matrix)

@@ -135,7 +135,7 @@ class Trainer:
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config, self.workdir = config, storage.absolute(workdir)
-    provenance.git_revision()
+    provenance.git_revision()  # Now: the checkout may change meanwhile.
     _check_fields(config)
     self.mesh = sharding.make_mesh()
     _check_batches(config, self.mesh)
