@@ -88,16 +88,20 @@ def orthogonalize(kernel: jax.Array) -> jax.Array:
   matrix = kernel.reshape(-1, kernel.shape[-1])
   matrix /= jnp.linalg.norm(matrix) + _EPSILON
   tall = matrix.shape[0] > matrix.shape[1]
-  a, b, c = COEFFICIENTS
   gram = _dot(matrix.T, matrix) if tall else _dot(matrix, matrix.T)
-  identity = product = jnp.eye(len(gram), dtype=gram.dtype)
-  for i in range(ITERATIONS):
-    factor = a * identity + b * gram + c * _dot(gram, gram)
+  product = factor = _factor(gram)
+  for _ in range(ITERATIONS - 1):
+    gram = _dot(_dot(factor, gram), factor)
+    factor = _factor(gram)
     product = _dot(factor, product)
-    if i < ITERATIONS - 1:
-      gram = _dot(_dot(factor, gram), factor)
   result = _dot(matrix, product) if tall else _dot(product, matrix)
   return result.reshape(kernel.shape)
+
+
+def _factor(gram: jax.Array) -> jax.Array:
+  """What an iteration multiplies the matrix by."""
+  a, b, c = COEFFICIENTS
+  return a * jnp.eye(len(gram)) + b * gram + c * _dot(gram, gram)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
