@@ -32,11 +32,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Shape of one ResNet: blocks per stage, block kind, width multiplier."""
+  """Shape of one ResNet.
+
+  Attributes:
+    blocks: residual blocks of each of the four stages.
+    bottleneck: whether the blocks are bottlenecks (ResNet-50 up).
+    base_width: of a bottleneck's 3x3 convolution; 64 is ResNet-50's.
+    channels: of the stem and of the first stage's blocks, doubled at each
+      later stage. Tests use less than torchvision's 64.
+  """
 
   blocks: tuple[int, int, int, int]
   bottleneck: bool
   base_width: int = 64
+  channels: int = 64
+
+  def stage_channels(self, stage: int) -> int:
+    """`features` of the blocks of a stage, counted from 0."""
+    return self.channels * 2**stage
 
 
 SPECS = {
@@ -58,8 +71,9 @@ def get_spec(arch: str) -> Spec:
 
 def tap_channels(arch: str, stages: int = 3) -> tuple[int, ...]:
   """Channels of the first `stages` taps, e.g. (64, 128, 256) for resnet18."""
-  expansion = 4 if get_spec(arch).bottleneck else 1
-  return tuple(64 * 2**i * expansion for i in range(stages))
+  spec = get_spec(arch)
+  expansion = 4 if spec.bottleneck else 1
+  return tuple(spec.stage_channels(i) * expansion for i in range(stages))
 
 
 def normalize(images: jax.Array) -> jax.Array:
@@ -205,15 +219,16 @@ class ResNet(nn.Module):
     Returns:
       A tuple of (B, ceil(H/s), ceil(W/s), C) arrays in `dtype`.
     """
+    spec = get_spec(self.arch)
     block = block_factory(self.arch, self.dtype, self.remat)
-    x = conv(64, 7, 2, dtype=self.dtype, name='conv1')(x)
+    x = conv(spec.channels, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(batch_norm(train, self.dtype, name='bn1')(x))
     x = max_pool(x, train)
     taps = []
     for stage in range(self.stages):
-      for i in range(get_spec(self.arch).blocks[stage]):
+      for i in range(spec.blocks[stage]):
         strides = 2 if stage > 0 and i == 0 else 1
         name = f'layer{stage + 1}_{i}'
-        x = block(64 * 2**stage, strides, name=name)(x, train)
+        x = block(spec.stage_channels(stage), strides, name=name)(x, train)
       taps.append(x)
     return tuple(taps)

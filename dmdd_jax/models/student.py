@@ -55,15 +55,17 @@ class Decoder(nn.Module):
     Returns:
       Features shaped as the teacher's taps, in the order of `sizes`.
     """
+    spec = resnet.get_spec(self.arch)
     block = resnet.block_factory(self.arch, self.dtype, self.remat)
     if self.first_stage:
       for i in range(self.blocks_per_stage):
-        x = block(512, name=f'layer4_{i}')(x, train)
+        x = block(spec.stage_channels(3), name=f'layer4_{i}')(x, train)
     outputs = []
     for stage in reversed(range(len(sizes))):
       x = resize_bilinear(x, sizes[stage])
       for i in range(self.blocks_per_stage):
-        x = block(64 * 2**stage, name=f'layer{stage + 1}_{i}')(x, train)
+        name = f'layer{stage + 1}_{i}'
+        x = block(spec.stage_channels(stage), name=name)(x, train)
       outputs.append(x)
     return tuple(reversed(outputs))
 
@@ -91,8 +93,9 @@ class Bottleneck(nn.Module):
       fused.append(x)
     x = jnp.concatenate(fused, axis=-1)
     block = resnet.block_factory(self.arch, self.dtype, self.remat)
-    x = block(512, 2, name='layer4_0')(x, train)
-    return block(512, name='layer4_1')(x, train)
+    deepest = resnet.get_spec(self.arch).stage_channels(3)
+    x = block(deepest, 2, name='layer4_0')(x, train)
+    return block(deepest, name='layer4_1')(x, train)
 
 
 class Decouple(nn.Module):
