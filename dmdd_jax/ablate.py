@@ -15,9 +15,9 @@ from typing import Any
 from absl import logging
 
 from configs import ablation
-from dmdd_jax import evaluate
+from dmdd_jax import run as run_lib
 from dmdd_jax import storage
-from dmdd_jax import sweep
+from dmdd_jax.launch import sweep
 
 # The first three are what a choice may be made by: synthetic anomalies on
 # held-out normal images. The rest are of the test images, read at the end.
@@ -109,7 +109,7 @@ def _reevaluate(
       output = os.path.join(folder, variant)
       path = os.path.join(output, 'results.json')
       if not os.path.exists(path):
-        evaluate.evaluate_workdir(
+        run_lib.evaluate_workdir(
           folder, output, eval_options=options, recalibrate=True
         )
       with open(path) as file:

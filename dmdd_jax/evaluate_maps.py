@@ -13,8 +13,10 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as map_files
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import results as results_lib
 
 
@@ -47,9 +49,9 @@ def evaluate_maps(
     BadMapError: a map is missing or cannot be used.
   """
   if not os.path.isdir(maps_root):
-    raise records_lib.MissingDataError(f'there is no folder {maps_root!r}')
+    raise files.MissingDataError(f'there is no folder {maps_root!r}')
   if not categories:
-    known = records_lib.list_categories(data_root)
+    known = layouts.list_categories(data_root)
     categories = [c for c in known if os.path.isdir(f'{maps_root}/{c}/test')]
   if not categories:
     raise map_files.BadMapError(
@@ -57,7 +59,7 @@ def evaluate_maps(
     )
   rows = {}
   for category in categories:
-    records = records_lib.list_mvtec(data_root, category).test
+    records = layouts.list_mvtec(data_root, category).test
     scores = []
     with results_lib.MapStore() as store:
       for record in records:
@@ -66,7 +68,7 @@ def evaluate_maps(
         )
         anomaly_map = map_files.read_map(path)
         scores.append(map_files.top_mean(anomaly_map, score_top_pixels))
-        mask = records_lib.native_mask(record)
+        mask = images_lib.native_mask(record)
         store.append(map_files.resize_map(anomaly_map, mask.shape), mask)
       rows[category] = results_lib.compute(
         store,

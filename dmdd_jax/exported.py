@@ -1,116 +1,15 @@
 """Runs a file of `tools/export.py --format stablehlo`: jax and numpy alone.
 
-Neither Flax, Orbax, TensorFlow nor Pillow is imported. `jax.export` itself
-reads its format with `flatbuffers`, a small package of pure Python.
-
 Synopsis:
 
   model = exported.load('screw.dmdd')
   scores, maps = model(images)    # uint8 (N, S, S, 3), RGB
-  print(scores[0], model.verdict(scores[0]), model.metadata['input'])
+
+The public name of export/loader.py, which has the code.
 """
 
-import json
-import math
-import os
+from dmdd_jax.export.loader import ExportedFileError
+from dmdd_jax.export.loader import load
+from dmdd_jax.export.loader import Model
 
-import jax
-from jax import export as jax_export
-import numpy as np
-
-FORMAT = 'dmdd_jax stablehlo 1'
-FUNCTION, METADATA = '__function__', '__metadata__'
-_NEEDED = {'category', 'image_threshold', 'pixel_threshold'}
-
-
-class ExportedFileError(ValueError):
-  """A file is missing, damaged, or no exported model."""
-
-
-class Model:
-  """An exported model; can be called from any thread.
-
-  Attributes:
-    metadata: what the file says of itself: category, input, thresholds,
-      versions, how it was verified.
-    image_size: side S of images and maps, in pixels.
-  """
-
-  def __init__(
-    self,
-    metadata: dict,
-    function: jax_export.Exported,
-    weights: dict[str, np.ndarray],
-  ):
-    self.metadata = metadata
-    self.image_size = metadata['input']['shape'][1]
-    self._weights = jax.device_put(weights)
-    self._call = jax.jit(function.call)
-
-  def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inspects N images at once; each new N is compiled once.
-
-    Args:
-      images: uint8 (N, S, S, 3), RGB, S being `image_size`. How to bring an
-        image to that size stands in `metadata['input']['resize']`.
-
-    Returns:
-      Scores (N,) and maps (N, S, S), float32, higher is more anomalous.
-
-    Raises:
-      ValueError: another type or shape.
-    """
-    images = np.asarray(images)
-    shape = (self.image_size, self.image_size, 3)
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-      raise ValueError(
-        f'images must be uint8 (N, {", ".join(map(str, shape))}), are'
-        f' {images.dtype} {images.shape}'
-      )
-    found = self._call(self._weights, images)
-    return np.asarray(found['score']), np.asarray(found['map'])
-
-  def verdict(self, score: float) -> str:
-    """'defective' (score >= threshold), 'good', or 'uncalibrated'.
-
-    Raises:
-      ValueError: the score is not finite.
-    """
-    threshold = self.metadata['image_threshold']
-    if threshold is None:
-      return 'uncalibrated'
-    if not math.isfinite(score):
-      raise ValueError(f'there is no verdict on the score {score}')
-    return 'defective' if score >= threshold else 'good'
-
-
-def load(path: str | os.PathLike) -> Model:
-  """Reads a file of `tools/export.py --format stablehlo`.
-
-  Raises:
-    ExportedFileError: there is no such file, or it is no exported model.
-  """
-  try:
-    metadata, function, weights = _read(path)
-    if metadata['format'] == FORMAT:
-      if missing := _NEEDED - metadata.keys():
-        raise KeyError(*sorted(missing))
-      function = jax_export.deserialize(bytearray(function))
-      return Model(metadata, function, weights)
-  except Exception as error:  # Of numpy, zipfile, zlib, JSON or flatbuffers.
-    raise ExportedFileError(
-      f'{os.fspath(path)} is no exported model that can be read ({error!r});'
-      ' write it with tools/export.py --format stablehlo'
-    ) from error
-  raise ExportedFileError(
-    f'{os.fspath(path)} is of format {metadata["format"]!r}; this loader'
-    f' reads {FORMAT!r}: export it again'
-  )
-
-
-def _read(path: str | os.PathLike) -> tuple[dict, bytes, dict[str, np.ndarray]]:
-  """Metadata, function and weights of an archive."""
-  with np.load(path, allow_pickle=False) as archive:
-    arrays = {name: archive[name] for name in archive.files}
-  metadata = json.loads(arrays.pop(METADATA).tobytes())
-  return metadata, arrays.pop(FUNCTION).tobytes(), arrays
+__all__ = ('ExportedFileError', 'Model', 'load')

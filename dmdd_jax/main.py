@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
     cli.use_huge_pages(main)
   import jax  # Takes a second, which `--help` and the line above need not.
 
-  from dmdd_jax import groups
-  from dmdd_jax import hosts
+  from dmdd_jax.launch import groups
+  from dmdd_jax.launch import hosts
 
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
@@ -66,16 +66,14 @@ def main(argv: list[str]) -> None:
     predict(workdir)
     return
   if FLAGS.mode == 'train':
-    from dmdd_jax import train
+    from dmdd_jax import run as run_lib
 
-    table = train.run_categories(config, workdir, FLAGS.profile_steps, share)
+    table = run_lib.run_categories(config, workdir, FLAGS.profile_steps, share)
   else:
-    from dmdd_jax import evaluate
-
     options = {}
     if config is not None:
       options = {'data_root': config.data.root, 'eval_options': config.eval}
-    table = evaluate.evaluate_run(workdir, **options)
+    table = run_lib.evaluate_run(workdir, **options)
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
   print(f'pictures: {os.path.join(workdir, "*", "pictures")}')

@@ -24,16 +24,18 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import evaluate
 from dmdd_jax import sharding
 from dmdd_jax import storage
-from dmdd_jax import train_state
-from dmdd_jax import visualize
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import maps as map_files
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import tiles
 from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.report import overlays
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.scoring import trained as trained_lib
+from dmdd_jax.training import train_state
 
 MAP_FORMATS = ('tiff', 'npy', 'none')
 
@@ -82,7 +84,7 @@ class Inspector:
     # One image alone is not to wait for the rows of a batch.
     alone = min(len(tiles.make_grid(config.data)), config.eval.batch_size)
     self._predictors = [
-      evaluate.Predictor(config, mesh, rows)
+      predictor_lib.Predictor(config, mesh, rows)
       for rows in sorted({alone, config.eval.batch_size})
     ]
     side = tiles.input_side(config.data)
@@ -115,14 +117,14 @@ class Inspector:
     """The image at the model's size, and its own (height, width)."""
     side = self.config.data.image_size
     if not isinstance(image, np.ndarray):
-      image = records_lib.read_image(image, None)
+      image = images_lib.read_image(image, None)
     elif image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
-      raise records_lib.BadImageError(
+      raise files.BadImageError(
         f'an image array must be uint8 (H, W, 3) or (H, W), is {image.dtype}'
         f' {image.shape}'
       )
     size = image.shape[:2]
-    return records_lib.resize_image(image, side), size
+    return images_lib.resize_image(image, side), size
 
   def _run(
     self, prepared: Sequence[tuple[np.ndarray, tuple[int, int]]]
@@ -137,7 +139,9 @@ class Inspector:
         scaled=self.calibration.scaled(float(score)),
         map=map_files.resize_map(anomaly_map, size),
       )
-      for score, anomaly_map, (_, size) in zip(found.score, found.map, prepared)
+      for score, anomaly_map, (_, size) in zip(
+        found.image_score, found.map, prepared
+      )
     ]
 
   def verdict(self, score: float) -> str:
@@ -151,7 +155,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Inspector:
   Raises:
     CheckpointError: there is none, or it cannot be read.
   """
-  config, state, calibration, _ = evaluate.load_workdir(workdir, step)
+  config, state, calibration, _ = trained_lib.load_workdir(workdir, step)
   return Inspector(config, state, calibration)
 
 
@@ -163,16 +167,16 @@ def list_inputs(pattern: str) -> list[str]:
   """
   if os.path.isdir(pattern):
     found = glob.glob(os.path.join(glob.escape(pattern), '**'), recursive=True)
-    found = [f for f in found if f.lower().endswith(records_lib.SUFFIXES)]
+    found = [f for f in found if f.lower().endswith(files.SUFFIXES)]
   elif os.path.isfile(pattern):
     found = [pattern]
   else:
     found = glob.glob(pattern, recursive=True)
   found = sorted(path for path in found if os.path.isfile(path))
   if not found:
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'--input={pattern}: found no image; name a file, a folder or a glob of'
-      f' {", ".join(records_lib.SUFFIXES)}'
+      f' {", ".join(files.SUFFIXES)}'
     )
   return found
 
@@ -249,8 +253,8 @@ def _inspect_files(
 
   def read(path: str) -> np.ndarray | Exception:
     try:
-      return records_lib.read_image(path, None)
-    except (records_lib.BadImageError, OSError) as error:
+      return images_lib.read_image(path, None)
+    except (files.BadImageError, OSError) as error:
       return error
 
   size = inspector.batch_size
@@ -296,12 +300,12 @@ def _write_overlay(
   result: Result,
 ) -> None:
   calibration = inspector.calibration
-  picture = visualize.overlay(
+  picture = overlays.overlay(
     image,
     result.map,
     None,
     pixel_threshold=calibration.pixel_threshold,
-    limits=visualize.calibrated_range(calibration),
+    limits=overlays.calibrated_range(calibration),
     title=f'{name}: score {result.score:.2f}, {result.verdict}',
   )
   os.makedirs(os.path.dirname(target), exist_ok=True)

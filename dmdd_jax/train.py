@@ -6,7 +6,7 @@ Synopsis:
   table = train.run_categories(config, 'runs/mvtec')
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -20,30 +20,31 @@ import jax
 import ml_collections
 import numpy as np
 
-from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import checkpoint
 from dmdd_jax import evaluate
-from dmdd_jax import faults
-from dmdd_jax import losses
-from dmdd_jax import preemption
-from dmdd_jax import pretrained
 from dmdd_jax import provenance
-from dmdd_jax import report
 from dmdd_jax import sharding
-from dmdd_jax import steps
 from dmdd_jax import storage
-from dmdd_jax import train_state
-from dmdd_jax import visualize
 from dmdd_jax.data import foreground as foreground_lib
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
-from dmdd_jax.data import surfaces
 from dmdd_jax.data import textures as textures_lib
 from dmdd_jax.data import tiles
-from dmdd_jax.data import validation
+from dmdd_jax.data import unseen
+from dmdd_jax.launch import preemption
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import dmdd
+from dmdd_jax.models import pretrained
+from dmdd_jax.report import overlays
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import position as position_lib
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import faults
+from dmdd_jax.training import losses
+from dmdd_jax.training import steps
+from dmdd_jax.training import train_state
 
 # Validation pictures per held-out image, and the least number of them.
 _VALIDATION_REPEATS, _VALIDATION_MIN = 4, 40
@@ -85,10 +86,10 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
   """
   data = config.data
   dataset = layouts.list_dataset(data)
-  good = records_lib.validate(dataset.train, data.on_bad_image)
+  good = images_lib.validate(dataset.train, data.on_bad_image)
   # A fault of the test images is said now, not after an hour of training.
   if dataset.test:
-    test = records_lib.validate(dataset.test, data.on_bad_image)
+    test = images_lib.validate(dataset.test, data.on_bad_image)
     dataset = dataclasses.replace(dataset, test=test)
   train, held_out = records_lib.split_holdout(
     good, data.holdout_fraction, data.holdout_min, config.seed
@@ -99,8 +100,8 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     limit=data.max_textures,
     seed=config.seed,
   )
-  images, _ = records_lib.load_arrays(train, data.image_size)
-  held, _ = records_lib.load_arrays(held_out, data.image_size)
+  images, _ = images_lib.load_arrays(train, data.image_size)
+  held, _ = images_lib.load_arrays(held_out, data.image_size)
   logging.info(
     '%s: %d images to train on, %d held out, %d to test',
     data.category,
@@ -162,7 +163,7 @@ class Trainer:
       self.step_functions = steps.make_train_steps(
         config, self.model, self.mesh
       )
-      self.predictor = evaluate.Predictor(config, self.mesh)
+      self.predictor = predictor_lib.Predictor(config, self.mesh)
       from clu import metric_writers  # TensorFlow takes seconds to import.
 
       self.writer = metric_writers.MultiWriter(
@@ -184,7 +185,7 @@ class Trainer:
     def read(step: int) -> train_state.TrainState:
       self.meta = checkpoint.read_meta(self.manager, step)
       checkpoint.check_config(self.directory, self.meta['config'], self.config)
-      _check_teacher(self.directory, self.meta, self.config, self.fingerprint)
+      check_teacher(self.directory, self.meta, self.config, self.fingerprint)
       return checkpoint.restore(self.manager, self.state, step)
 
     self.state = checkpoint.read_newest(self.manager, read)
@@ -370,10 +371,10 @@ class Trainer:
     phase = steps.phase(self.config, done - 1)
     if self._pending:
       self._log(phase, done, clock)
-    self.state = evaluate.learn_positions(
+    self.state = position_lib.learn_positions(
       self.predictor, self.state, self.data.images
     )
-    calibration = evaluate.calibrate(
+    calibration = calibration_lib.calibrate(
       self.predictor, self.state, self.data.held_out
     )
     # The last update can spoil the weights, though its own loss was finite.
@@ -404,7 +405,7 @@ class Trainer:
     if not len(self.data.held_out):
       return {}
     if not hasattr(self, '_validation'):
-      self._validation = validation.pairs(
+      self._validation = unseen.pairs(
         tiles.split(self.config.data, self.data.held_out),
         seed=self.config.seed + 1,
         # Of whole images: with tiles, of so many of them.
@@ -414,13 +415,13 @@ class Trainer:
         foreground=self.data.held_out_foreground,
       )
     images, masks = self._validation
-    found = evaluate.predict_images(
+    found = predictor_lib.predict_images(
       self.predictor, self.state, calibration.fusion, images
     )
     scores = {}
     labels = masks.any(axis=(1, 2))
     if labels.any() and not labels.all():
-      auroc = ranking.ranking(found.score, labels)[0]
+      auroc = ranking.ranking(found.image_score, labels)[0]
       scores['image_auroc'] = round(float(auroc), 5)
     for prefix, maps in (('', found.map), ('maps_mean_', found.maps_mean)):
       auroc, ap, *_ = ranking.ranking(np.ravel(maps), np.ravel(masks))
@@ -429,30 +430,10 @@ class Trainer:
     self.writer.write_scalars(
       done, {f'validation/{k}': v for k, v in scores.items()}
     )
-    pairs = visualize.pair_strips(images, masks, found.map, calibration)
+    pairs = overlays.pair_strips(images, masks, found.map, calibration)
     self.writer.write_images(done, {'validation/image_mask_map': pairs})
     logging.info('validation at step %d: %s', done, scores)
     return scores
-
-  def evaluate(self, seconds: float) -> dict[str, Any]:
-    """Evaluates the state on the test images and writes `results.json`."""
-    metrics = evaluate.evaluate(
-      self.predictor,
-      self.state,
-      calibration_lib.from_dict(self.meta['calibration']),
-      self.data.dataset.test,
-      os.path.join(self.workdir, 'pictures'),
-      report=self.workdir,
-    )
-    metrics['validation'] = self.meta['validation']
-    metrics |= provenance.describe(
-      self.config, self.meta, step=int(self.state.step), seconds=seconds
-    )
-    if jax.process_index() == 0:
-      path = os.path.join(self.workdir, 'results.json')
-      results_lib.write_json(path, metrics)
-      logging.info('results in %s', path)
-    return metrics
 
   def close(self) -> None:
     """Waits for the checkpoint being saved and ends all threads."""
@@ -482,41 +463,6 @@ class Clock:
     )
 
 
-def train_and_evaluate(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  profile_steps: str | None = None,
-) -> tuple[train_state.TrainState, dict[str, Any]]:
-  """Trains one category, from its newest checkpoint on, and evaluates it.
-
-  Args:
-    config: with one name in `data.category`.
-    workdir: the category's folder; gets config.json, checkpoints/,
-      results.json, pictures/, what the report needs, and TensorBoard's event
-      files.
-    profile_steps: 'a:b' traces the steps a to b - 1, counted from 0, into
-      plugins/profile/ of the workdir, for TensorBoard.
-
-  Returns:
-    The final state, and what stands in results.json.
-
-  Raises:
-    ValueError, FileNotFoundError, NonFiniteError: see the modules.
-    Preempted: SIGTERM came and the state is saved.
-  """
-  started = time.time()
-  profile = _parse_steps(profile_steps)
-  _make_workdir(workdir)
-  with preemption.watched():
-    trainer = Trainer(config, workdir)
-    try:
-      trainer.run(profile)
-      summary = trainer.evaluate(time.time() - started)
-    finally:
-      trainer.close()
-  return trainer.state, summary
-
-
 def _check_fields(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError where a field would only be missed after hours."""
   evaluate.check_options(config.eval)
@@ -535,7 +481,7 @@ def _check_fields(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _parse_steps(text: str | None) -> range:
+def parse_steps(text: str | None) -> range:
   """'2:5' -> range(2, 5); None -> an empty range."""
   first, colon, last = (text or '0:0').partition(':')
   if not (colon and first.isdigit() and last.isdigit()):
@@ -577,166 +523,7 @@ def _check_synthesis(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """The names in `data.category`, which may be a comma list."""
-  names = tuple(n.strip() for n in config.data.category.split(',') if n.strip())
-  if not names:
-    raise ValueError(
-      'no category: set --config.data.category to one, or to a comma list'
-    )
-  return names
-
-
-def for_category(
-  config: ml_collections.ConfigDict, category: str
-) -> ml_collections.ConfigDict:
-  """The config of one category: its row of `config.per_category` applied.
-
-  Raises:
-    ValueError: the row has a field that the config has not, or of another type.
-  """
-  single = ml_collections.ConfigDict(config.to_dict())
-  single.data.category = category
-  changes = single.per_category.get(category, {})
-  del single.per_category
-  try:
-    single.lock().update(changes)
-  except (KeyError, TypeError) as error:
-    raise ValueError(
-      f'config.per_category.{category}: {error.args[0]}'
-    ) from error
-  return single
-
-
-def run_categories(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  profile_steps: str | None = None,
-  share: tuple[int, int] = (0, 1),
-) -> str:
-  """Trains and evaluates every category; a finished one is not run again.
-
-  Writes results.json, results.csv and results.md over all of them, after each,
-  and report.html at the end.
-
-  Args:
-    config: with a name or a comma list in `data.category`.
-    workdir: gets a folder per category.
-    profile_steps: see `train_and_evaluate`.
-    share: (index, count): run every count-th category from that index on. The
-      tables are of all that are finished by then, whoever ran them.
-
-  Returns:
-    The table over the categories, as text.
-
-  Raises:
-    ValueError, FileNotFoundError, NonFiniteError: see the modules.
-    Preempted: SIGTERM came and the state is saved.
-  """
-  index, count = share
-  mine, rows, table = categories(config)[index::count], {}, ''
-  with preemption.watched():
-    _make_workdir(workdir)
-    if jax.process_index() == 0 and mine:
-      _generate(config)
-    checkpoint.barrier('categories: begin')
-    for category in mine:
-      single = for_category(config, category)
-      directory = os.path.join(workdir, category)
-      rows[category] = _run_category(single, directory, profile_steps)
-      table = _write_tables(config, rows, workdir)
-  if jax.process_index() == 0 and rows:
-    folders = [
-      os.path.join(workdir, name) for name in _finished(config, rows, workdir)
-    ]
-    report.try_write(workdir, folders)
-  return table
-
-
-def _write_tables(
-  config: ml_collections.ConfigDict,
-  rows: Mapping[str, Mapping[str, Any]],
-  workdir: str,
-) -> str:
-  """The table of what is finished; process 0 writes it."""
-  if jax.process_index():
-    return results_lib.format_table(rows)
-  # Again where another group has ended meanwhile, and may have written before.
-  written: Set[str] = set()
-  while written != (found := _finished(config, rows, workdir)).keys():
-    table = results_lib.write_tables(found, workdir)
-    written = found.keys()
-  return table
-
-
-def _finished(
-  config: ml_collections.ConfigDict,
-  rows: Mapping[str, Mapping[str, Any]],
-  workdir: str,
-) -> dict[str, Mapping[str, Any]]:
-  """The results at hand, and those on disk of the config's other categories."""
-  found = {}
-  for category in categories(config):
-    directory = os.path.join(workdir, category)
-    row = rows.get(category)
-    if row is None:
-      row = read_finished(for_category(config, category), directory)
-    if row is not None:
-      found[category] = row
-  return found
-
-
-def _run_category(
-  config: ml_collections.ConfigDict,
-  directory: str,
-  profile_steps: str | None,
-) -> Mapping[str, Any]:
-  """The results of a category, which is trained unless it is finished."""
-  if preemption.anywhere():
-    preemption.leave('ended before the next category')
-  finished = read_finished(config, directory)
-  if finished is None:
-    return train_and_evaluate(config, directory, profile_steps)[1]
-  logging.info('%s is finished (%s): skipped', config.data.category, directory)
-  return finished
-
-
-def _generate(config: ml_collections.ConfigDict) -> None:
-  """Writes the data set that `data.generate` names, unless it is there."""
-  if config.data.generate == 'surface':
-    surfaces.write_surfaces(
-      config.data.root, size=config.data.image_size, seed=0
-    )
-  elif config.data.generate:
-    raise ValueError(
-      f'config.data.generate is {config.data.generate!r}; choose surface or'
-      " '' (nothing)"
-    )
-
-
-def read_finished(
-  config: ml_collections.ConfigDict, directory: str
-) -> Mapping[str, Any] | None:
-  """The results of a finished run of this config, or None.
-
-  Raises:
-    CheckpointError: there are results, but of another config or teacher.
-  """
-  path = storage.path(os.path.join(directory, 'results.json'))
-  if not path.exists():
-    return None
-  results = json.loads(path.read_text())
-  checkpoint.check_config(directory, results['config'], config)
-  if results['step'] < config.train.total_steps:
-    return None
-  arch, weights = config.teacher.arch, config.teacher.weights
-  if weights != results['config']['teacher']['weights']:
-    _, fingerprint = pretrained.load(arch, weights, rng_seed=config.seed)
-    _check_teacher(directory, results, config, fingerprint)
-  return results
-
-
-def _check_teacher(
+def check_teacher(
   directory: str,
   found: Mapping[str, Any],
   config: ml_collections.ConfigDict,
@@ -749,19 +536,3 @@ def _check_teacher(
       f' config.teacher.weights = {config.teacher.weights!r} is {fingerprint}.'
       ' Use another --workdir, or the same weights to go on.'
     )
-
-
-def _make_workdir(workdir: str) -> None:
-  """Creates a folder and proves that it can be written."""
-  try:
-    folder = storage.path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f'.write-test-{jax.process_index()}-{os.getpid()}'
-    probe.write_text('')
-    probe.unlink()
-  except Exception as error:  # TensorFlow's, of gs://, are no OSErrors.
-    reason = getattr(error, 'strerror', None) or str(error)
-    raise ValueError(
-      f'cannot write to the workdir {workdir}: {reason}. Choose another'
-      ' --workdir.'
-    ) from error

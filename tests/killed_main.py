@@ -6,11 +6,11 @@ signal 15 as soon as the checkpoint of step 4 is being saved.
 
 import os
 
-from dmdd_jax import checkpoint
 from dmdd_jax import cli
 from dmdd_jax import main
 from dmdd_jax import train
 from dmdd_jax.models import resnet
+from dmdd_jax.training import checkpoint
 
 WHERE, STEP, SIGNAL = os.environ.get('DIE', 'nowhere 0 0').split()
 

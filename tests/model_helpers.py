@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from configs import default
-from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import train_state
 
 
 def tiny_config(**changes):

@@ -13,9 +13,10 @@ import model_helpers
 import numpy as np
 import pytest
 
-from dmdd_jax import pretrained
-from dmdd_jax import steps
 from dmdd_jax.data import surfaces
+from dmdd_jax.models import pretrained
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import steps
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZE = 32
@@ -74,8 +75,11 @@ def compiled_once(folder):
   }
   before = {name: getattr(jax.config, name) for name in options}
   with pytest.MonkeyPatch.context() as patch:
-    for name in ('make_train_steps', 'make_predict_step'):
-      patch.setattr(steps, name, _shared(getattr(steps, name)))
+    for module, name in (
+      (steps, 'make_train_steps'),
+      (score_lib, 'make_predict_step'),
+    ):
+      patch.setattr(module, name, _shared(getattr(module, name)))
     try:
       for name, value in options.items():
         jax.config.update(name, value)

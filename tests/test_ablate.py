@@ -10,7 +10,7 @@ import pytest
 from configs import ablation
 from configs import mvtec
 from dmdd_jax import ablate
-from dmdd_jax import sweep
+from dmdd_jax.launch import sweep
 
 
 def test_every_variant_is_a_legal_config():
@@ -80,7 +80,7 @@ def test_the_base_is_shared_and_eval_variants_only_evaluate(
       json.dump(_results(0.25), file)
 
   monkeypatch.setattr(sweep, 'run', fake_sweep)
-  monkeypatch.setattr(ablate.evaluate, 'evaluate_workdir', fake_evaluate)
+  monkeypatch.setattr(ablate.run_lib, 'evaluate_workdir', fake_evaluate)
   options = {'seeds': (0, 1), 'workdir': str(tmp_path)}
   text = ablate.run('losses', ('screw',), **options)
   assert [folder for _, folder in trained] == [

@@ -16,6 +16,7 @@ import program_helpers
 import pytest
 
 from configs import mvtec
+from dmdd_jax import run as run_lib
 from dmdd_jax import train
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -355,7 +356,7 @@ def _train(root, workdir, **changes):
   config = program_helpers.tiny_run(
     root, train__checkpoint_every=6, eval__pictures=0, **changes
   )
-  train.run_categories(config, str(workdir))
+  run_lib.run_categories(config, str(workdir))
   return json.loads((workdir / 'surface' / 'results.json').read_text())
 
 

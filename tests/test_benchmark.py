@@ -4,17 +4,17 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dmdd_jax import benchmark
-from dmdd_jax import benchmark_predict
-from dmdd_jax import benchmark_suites
-from dmdd_jax import serve_models
+from dmdd_jax.benchmark import latency
+from dmdd_jax.benchmark import measure
+from dmdd_jax.benchmark import suites
 from dmdd_jax.metrics import region
+from dmdd_jax.serve import models as serve_models
 
 
 def test_the_threshold_loop_is_near_the_exact_au_pro():
-  maps, masks = benchmark_suites.fake_test_set(8, 64)
+  maps, masks = suites.fake_test_set(8, 64)
   exact = region.au_pro(maps, masks, limits=(0.3,))[0]
-  assert benchmark_suites.pro_200_thresholds(maps, masks) == pytest.approx(
+  assert suites.pro_200_thresholds(maps, masks) == pytest.approx(
     exact, abs=0.02
   )
 
@@ -23,9 +23,7 @@ def test_the_numpy_pair_differs_inside_its_mask_alone():
   rng = np.random.default_rng(3)
   image, texture = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
   found = [
-    benchmark_suites.numpy_pair(
-      image, texture[None], np.random.default_rng(seed)
-    )
+    suites.numpy_pair(image, texture[None], np.random.default_rng(seed))
     for seed in range(20)
   ]
   assert any(mask.any() for _, mask in found)
@@ -37,34 +35,34 @@ def test_the_numpy_pair_differs_inside_its_mask_alone():
 
 def test_a_measurement_counts_its_calls():
   calls = []
-  found = benchmark.measure(lambda: calls.append(1), repeats=3, warmup=2)
+  found = measure.measure(lambda: calls.append(1), repeats=3, warmup=2)
   assert len(calls) == 5
   assert 0 <= found.lowest <= found.median <= found.highest
 
 
 def test_more_is_better_of_a_rate_and_less_of_all_else():
-  fast = benchmark.Figure('a', 'images/s', 10.0, baseline=4.0, limit=20.0)
+  fast = measure.Figure('a', 'images/s', 10.0, baseline=4.0, limit=20.0)
   assert fast.over(fast.baseline) == 2.5 and fast.over(fast.limit) == 0.5
-  short = benchmark.Figure('b', 's', 2.0, 1.5, 3.0, 8.0, 'the loop')
+  short = measure.Figure('b', 's', 2.0, 1.5, 3.0, 8.0, 'the loop')
   assert short.over(short.baseline) == 4.0
-  table = benchmark.format_table([fast, short])
+  table = measure.format_table([fast, short])
   assert '| b | 2 s (1.5 to 3) | 8, the loop: **4.00x** |  |' in table
 
 
 def test_a_rate_is_of_the_median():
-  seconds = benchmark.Seconds(2.0, 1.0, 4.0, 0.0)
-  found = benchmark.rate('a', 'pairs/s', 8, seconds)
+  seconds = measure.Seconds(2.0, 1.0, 4.0, 0.0)
+  found = measure.rate('a', 'pairs/s', 8, seconds)
   assert (found.value, found.low, found.high) == (4.0, 2.0, 8.0)
 
 
 def test_an_unknown_suite_lists_the_known_ones():
   with pytest.raises(ValueError, match='metrics'):
-    benchmark_suites.run('everything', benchmark_suites.Options())
+    suites.run('everything', suites.Options())
 
 
 def test_a_path_is_called_with_one_image_and_with_every_batch():
   images, seen = np.zeros((16, 2, 2, 3), np.uint8), []
-  found = benchmark_predict.measure_path(
+  found = latency.measure_path(
     lambda rows: seen.append(len(rows)), images, repeats=1
   )
   assert set(seen) == {1, 4, 16} and seen.count(1) > 40
@@ -83,11 +81,11 @@ def test_a_server_is_asked_by_one_client_and_by_many(tmp_path):
 
   model = serve_models.Model('nut', 4, 8, 0.5, 0.5, run, 'test')
   path = str(tmp_path / 'x.png')
-  found = benchmark_predict.measure_server(model, path, repeats=1)
+  found = latency.measure_server(model, path, repeats=1)
   assert sum(seen) == 8 + 40 + 4 * (1 + 4 + 16)
   assert 0 < found.p50 <= found.p99 and found.batch in (1, 4, 16)
 
 
 def test_what_is_not_installed_stands_in_the_table():
-  table = benchmark.format_table([benchmark_predict.missing('server', 'serve')])
+  table = measure.format_table([latency.missing('server', 'serve')])
   assert '| server: the extra serve is not installed | not measured |' in table

@@ -18,12 +18,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dmdd_jax import sharding
-from dmdd_jax import steps
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import pipeline
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import textures
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import steps
 
 DATA = os.environ.get('DMDD_TEST_DATA')
 needs_data = pytest.mark.skipif(
@@ -65,7 +65,7 @@ def train_once():
   fillings = textures.load('', 32, limit=0, seed=0)
 
   def train(examples):
-    images = [records_lib.resize_image(e['image'], 32) for e in examples]
+    images = [images_lib.resize_image(e['image'], 32) for e in examples]
     options = pipeline.options(config)
     (batch,) = pipeline.train_dataset(
       np.stack(images), fillings, options, seed=0, batch_size=4, total_steps=1
@@ -131,7 +131,7 @@ def test_a_builder_gives_what_the_layout_lists_and_it_trains(
 def test_links_to_some_of_the_real_images_train(category, tmp_path, train_once):
   source = pathlib.Path(DATA) / 'mvtec' / category
   target = tmp_path / 'manual' / category
-  dataset = records_lib.list_mvtec(source.parent, category)
+  dataset = layouts.list_mvtec(source.parent, category)
   defective = [r for r in dataset.test if r.label]
   for record in (*dataset.train[:4], *defective[:2]):
     for path in filter(None, (record.image, record.mask)):
@@ -143,10 +143,10 @@ def test_links_to_some_of_the_real_images_train(category, tmp_path, train_once):
     list(tfds.as_numpy(builder.as_dataset(s))) for s in ('train', 'test')
   )
   for example, record in zip(trained, dataset.train[:4], strict=True):
-    image = records_lib.read_image(record.image, None)
+    image = images_lib.read_image(record.image, None)
     np.testing.assert_array_equal(example['image'], image)
   for example, record in zip(test, defective[:2], strict=True):
-    mask = 255 * records_lib.read_mask(record.mask, None)
+    mask = 255 * images_lib.read_mask(record.mask, None)
     np.testing.assert_array_equal(example['mask'], mask)
   step, loss = train_once(trained)
   assert step == 1 and np.isfinite(loss)

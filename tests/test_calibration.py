@@ -7,8 +7,8 @@ import model_helpers
 import numpy as np
 import pytest
 
-from dmdd_jax import calibration
-from dmdd_jax import steps
+from dmdd_jax.scoring import calibration
+from dmdd_jax.scoring import score as score_lib
 
 
 def just_above(value):
@@ -154,7 +154,7 @@ def test_fit_by_hand():
   )
   maps = np.arange(5 * 4 * 4, dtype=np.float32).reshape(5, 4, 4)
   scores = np.array([0.1, 0.9, 0.3, 0.5, 0.2], np.float32)
-  fusion = steps.Fusion(head_center=1.0)
+  fusion = score_lib.Fusion(head_center=1.0)
   found = calibration.fit(config, fusion, maps, scores)
   assert found.fusion == fusion
   assert found.images == 5
@@ -202,7 +202,7 @@ def test_few_scores_keep_the_rate_of_false_alarms():
 def test_one_image_is_enough_to_fit():
   config = model_helpers.tiny_config()
   maps = np.arange(16.0).reshape(1, 4, 4)
-  found = calibration.fit(config, steps.Fusion(), maps, np.array([2.0]))
+  found = calibration.fit(config, score_lib.Fusion(), maps, np.array([2.0]))
   assert found.image_threshold == just_above(2.0)
   assert found.pixel_threshold == just_above(15.0)
   assert found.image_scale > 0.0 and found.images == 1
@@ -225,7 +225,9 @@ def test_a_document_survives_json():
 
 
 def test_array_scalars_become_plain_numbers():
-  fusion = steps.Fusion(head_center=np.float32(0.5), head_scale=np.float64(2))
+  fusion = score_lib.Fusion(
+    head_center=np.float32(0.5), head_scale=np.float64(2)
+  )
   found = calibration.Calibration(
     fusion, np.float32(1.5), np.float32(2.5), np.float32(1), np.int64(3)
   )
@@ -251,7 +253,7 @@ def test_uncalibrated_fuses_raw_units_and_has_no_thresholds(
   assert math.isnan(found.image_threshold)
   assert math.isnan(found.pixel_threshold)
   assert found.fusion(np.array(3.0), np.array(0.5)) == expected
-  assert found.fusion.scored(np.array(3.0), np.array(0.5)) == scored
+  assert found.fusion.score_map(np.array(3.0), np.array(0.5)) == scored
   # No score is called defective by a threshold that is not there.
   assert not np.any(np.array([-1e9, 1e9]) >= found.image_threshold)
 

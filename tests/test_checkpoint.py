@@ -14,8 +14,8 @@ import program_helpers
 import pytest
 
 from configs import default
-from dmdd_jax import checkpoint
-from dmdd_jax import train_state
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import train_state
 
 # Orbax leaves coroutines behind where TensorStore cannot read.
 pytestmark = pytest.mark.filterwarnings(

@@ -15,11 +15,11 @@ import pytest
 from configs import default
 from configs import mvtec
 from configs import mvtec_cpu
-from dmdd_jax import checkpoint
-from dmdd_jax import train
-from dmdd_jax import train_state
+from dmdd_jax import run as run_lib
 from dmdd_jax.data import synthesis
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import train_state
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted(
@@ -198,7 +198,7 @@ TEXTURES = {'carpet', 'grid', 'leather', 'tile', 'wood'}
 def test_textures_are_learned_by_the_encoder_and_adam(module, object_trunk):
   config = module.get_config()
   for name in MVTEC_AD:
-    single = train.for_category(config, name)
+    single = run_lib.for_category(config, name)
     expected = (object_trunk, 'muon')
     if name in TEXTURES:
       expected = ('encoder', 'adam')
@@ -208,19 +208,19 @@ def test_textures_are_learned_by_the_encoder_and_adam(module, object_trunk):
 def test_a_flag_of_the_small_budget_changes_the_trunk_of_all():
   config = mvtec_cpu.get_config()
   config.student.trunk = 'reverse'
-  trunks = {train.for_category(config, n).student.trunk for n in MVTEC_AD}
+  trunks = {run_lib.for_category(config, n).student.trunk for n in MVTEC_AD}
   assert trunks == {'reverse'}
 
 
 def test_the_categories_are_mvtec_ads():
   assert sorted(mvtec.CATEGORIES) == sorted(MVTEC_AD)
-  assert train.categories(mvtec.get_config()) == tuple(MVTEC_AD)
+  assert run_lib.categories(mvtec.get_config()) == tuple(MVTEC_AD)
 
 
 def test_one_category_or_a_comma_list():
   assert mvtec.get_config('screw').data.category == 'screw'
   config = mvtec.get_config(' screw, toothbrush,')
-  assert train.categories(config) == ('screw', 'toothbrush')
+  assert run_lib.categories(config) == ('screw', 'toothbrush')
 
 
 def test_an_unknown_category_lists_all_of_them():
@@ -235,7 +235,7 @@ def test_no_category_says_how_to_name_one():
   config = default.get_config()
   config.data.category = ' , '
   with pytest.raises(ValueError, match=r'--config\.data\.category'):
-    train.categories(config)
+    run_lib.categories(config)
 
 
 # Per category.
@@ -245,8 +245,8 @@ def test_a_categorys_row_is_applied_and_nothing_else():
   config = mvtec.get_config('screw,leather')
   config.seed = 5
   before = config.to_json()
-  screw = train.for_category(config, 'screw')
-  leather = train.for_category(config, 'leather')
+  screw = run_lib.for_category(config, 'screw')
+  leather = run_lib.for_category(config, 'leather')
   assert config.to_json() == before
   rows = (
     {'synthesis.foreground': 'otsu'},
@@ -264,12 +264,12 @@ def test_a_categorys_row_is_applied_and_nothing_else():
 def test_an_override_of_a_row_counts():
   config = mvtec.get_config('screw')
   config.per_category.screw.synthesis.foreground = 'off'
-  assert train.for_category(config, 'screw').synthesis.foreground == 'off'
+  assert run_lib.for_category(config, 'screw').synthesis.foreground == 'off'
 
 
 def test_a_category_without_a_row_is_the_config_itself():
   config = default.get_config()
-  assert _fields(train.for_category(config, 'mine')) == {
+  assert _fields(run_lib.for_category(config, 'mine')) == {
     **_fields(config),
     'data.category': 'mine',
   }
@@ -287,7 +287,7 @@ def test_a_row_that_does_not_fit_is_named(row, message):
   config = default.get_config()
   config.per_category.mine = row
   with pytest.raises(ValueError, match=message):
-    train.for_category(config, 'mine')
+    run_lib.for_category(config, 'mine')
 
 
 # Values that name their field.
@@ -356,7 +356,7 @@ def test_fields_are_checked_before_the_training(field, value, tmp_path):
   config.train.distill_steps = 0
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
-    train.train_and_evaluate(config, str(tmp_path))
+    run_lib.train_and_evaluate(config, str(tmp_path))
 
 
 def test_losses_that_exclude_each_other_name_both_fields(tmp_path):
@@ -364,4 +364,4 @@ def test_losses_that_exclude_each_other_name_both_fields(tmp_path):
   config.loss.ngm_flat = config.loss.ngm_normal_only = True
   fields = r'config\.loss\.ngm_flat .* config\.loss\.ngm_normal_only'
   with pytest.raises(ValueError, match=fields):
-    train.train_and_evaluate(config, str(tmp_path))
+    run_lib.train_and_evaluate(config, str(tmp_path))

@@ -8,10 +8,11 @@ import model_helpers
 import numpy as np
 import pytest
 
-from dmdd_jax import losses
+from dmdd_jax.models import distance as distance_lib
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import segmentation
 from dmdd_jax.models import student as student_lib
+from dmdd_jax.training import losses
 
 X, Y = np.eye(2, dtype=np.float32)
 
@@ -84,7 +85,7 @@ def test_feature_products_sum_to_the_cosine():
   levels = np.split(np.asarray(products), [3, 8, 11], axis=-1)
   pairs = [*zip(normality, taps), *zip(abnormality, taps)]
   for product, (feature, tap) in zip(levels, pairs):
-    distance = losses.cosine_distance(feature, tap)
+    distance = distance_lib.cosine_distance(feature, tap)
     np.testing.assert_allclose(product.sum(-1), 1.0 - distance, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Evaluation with a fake model whose right answer is computed by hand."""
 
 import json
+import types
 
 import model_helpers
 import numpy as np
@@ -8,15 +9,19 @@ from PIL import Image
 import pytest
 
 from configs import default
-from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import evaluate
-from dmdd_jax import report_data
+from dmdd_jax import run as run_lib
 from dmdd_jax import sharding
-from dmdd_jax import steps
 from dmdd_jax.data import batches
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as map_files
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.models import dmdd
+from dmdd_jax.report import archive as archive_lib
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import position as position_lib
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.scoring import score as score_lib
 
 SIZE = 32
 
@@ -35,9 +40,9 @@ class FakePredictor:
       batch = {key: rows[:count] for key, rows in batch.items()}
       maps = batch['image'][..., 0].astype(np.float32) / 255.0
       self.seen.append(count)
-      prediction = steps.Prediction(
+      prediction = score_lib.Prediction(
         map=maps,
-        score=maps.max(axis=(1, 2)),
+        image_score=maps.max(axis=(1, 2)),
         maps_mean=1.0 - maps,
         maps_mean_score=(1.0 - maps).max(axis=(1, 2)),
         distance=maps,
@@ -62,7 +67,7 @@ def records(tmp_path):
     red[..., 0] = mask
     Image.fromarray(red).save(tmp_path / f'toy/test/red/{index}.png')
     Image.fromarray(mask).save(tmp_path / f'toy/ground_truth/red/{index}.png')
-  return records_lib.list_mvtec(str(tmp_path), 'toy').test
+  return layouts.list_mvtec(str(tmp_path), 'toy').test
 
 
 def _config(**options):
@@ -75,13 +80,36 @@ def _config(**options):
 
 def _calibration(threshold=0.5):
   return calibration_lib.Calibration(
-    steps.Fusion(), threshold, threshold, 1.0, 4
+    score_lib.Fusion(), threshold, threshold, 1.0, 4
+  )
+
+
+def _evaluation(predictor, records, threshold=0.5):
+  calibration = _calibration(threshold)
+  return evaluate.evaluate(predictor, None, calibration, records)
+
+
+def _metrics(predictor, records, threshold=0.5):
+  with _evaluation(predictor, records, threshold) as evaluation:
+    return evaluation.metrics
+
+
+def _run(predictor, records, output):
+  """Evaluates and writes as a run does."""
+  meta = {
+    'calibration': _calibration().to_dict(),
+    'validation': {},
+    'teacher_fingerprint': 'none',
+  }
+  state = types.SimpleNamespace(step=1)
+  return run_lib._evaluate(
+    predictor, state, meta, records, str(output), started=0.0
   )
 
 
 def test_every_image_counts_once_and_the_oracle_is_perfect(records):
   predictor = FakePredictor(_config())
-  metrics = evaluate.evaluate(predictor, None, _calibration(), records)
+  metrics = _metrics(predictor, records)
   assert sum(predictor.seen) == len(records) == 5
   for name in ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap', 'au_pro'):
     assert metrics[name] == 1.0
@@ -93,13 +121,11 @@ def test_every_image_counts_once_and_the_oracle_is_perfect(records):
 
 def test_what_a_threshold_costs(records):
   predictor = FakePredictor(_config())
-  at = evaluate.evaluate(predictor, None, _calibration(0.5), records)
-  at = at['at_threshold']
+  at = _metrics(predictor, records, 0.5)['at_threshold']
   assert at['image_precision'] == at['image_recall'] == at['pixel_f1'] == 1.0
   assert at['image_false_positive_rate'] == 0.0
   # At 0 every image and every pixel is called defective.
-  at = evaluate.evaluate(predictor, None, _calibration(0.0), records)
-  at = at['at_threshold']
+  at = _metrics(predictor, records, 0.0)['at_threshold']
   assert at['image_precision'] == pytest.approx(2 / 5)
   assert at['image_false_positive_rate'] == 1.0
   share = 2 * 16 * 24 / (5 * 64 * 64)
@@ -108,9 +134,9 @@ def test_what_a_threshold_costs(records):
 
 def test_native_resolution_uses_each_masks_own_size(records, tmp_path):
   predictor = FakePredictor(_config(resolutions=('native', 'model')))
-  metrics = evaluate.evaluate(
-    predictor, None, _calibration(), records, maps=str(tmp_path / 'maps')
-  )
+  with _evaluation(predictor, records) as evaluation:
+    evaluate.write_maps(tmp_path / 'maps', evaluation)
+  metrics = evaluation.metrics
   assert metrics['resolution'] == 'native'
   # The square's edges fall between pixels of the map: still ranked rightly.
   assert metrics['pixel_auroc'] == metrics['model']['pixel_auroc'] == 1.0
@@ -123,13 +149,12 @@ def test_native_resolution_uses_each_masks_own_size(records, tmp_path):
 
 def test_maps_are_written_as_they_were_scored(records, tmp_path):
   predictor = FakePredictor(_config())
-  evaluate.evaluate(
-    predictor, None, _calibration(), records, maps=str(tmp_path / 'maps')
-  )
+  with _evaluation(predictor, records) as evaluation:
+    evaluate.write_maps(tmp_path / 'maps', evaluation)
   for record in records:
     stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', record)
     found = map_files.read_map(map_files.find_map(stem))
-    image = records_lib.read_image(record.image, SIZE)
+    image = images_lib.read_image(record.image, SIZE)
     np.testing.assert_array_equal(
       found, image[..., 0].astype(np.float32) / 255.0
     )
@@ -137,10 +162,9 @@ def test_maps_are_written_as_they_were_scored(records, tmp_path):
 
 def test_pictures_show_the_extremes_of_each_label(records, tmp_path):
   predictor = FakePredictor(_config(pictures=1))
-  evaluate.evaluate(
-    predictor, None, _calibration(), records, pictures=str(tmp_path / 'p')
-  )
-  names = sorted(path.name.rsplit('_', 3)[0] for path in tmp_path.glob('p/*'))
+  _run(predictor, records, tmp_path)
+  pictures = tmp_path.glob('pictures/*')
+  names = sorted(path.name.rsplit('_', 3)[0] for path in pictures)
   assert names == [
     'defect_found',
     'defect_missed',
@@ -153,21 +177,17 @@ def test_what_the_report_needs_is_written(records, tmp_path):
   config = _config(resolutions=('native', 'model'))
   config.data.root = str(tmp_path)
   target = tmp_path / 'out'
-  with_report, without = (
-    evaluate.evaluate(
-      FakePredictor(config), None, _calibration(), records, report=folder
-    )
-    for folder in (target, None)
-  )
-  np.testing.assert_equal(with_report, without)
-  rows = report_data.read_scores(target)
+  written = _run(FakePredictor(config), records, target)
+  metrics = _metrics(FakePredictor(config), records)
+  np.testing.assert_equal({k: written[k] for k in metrics}, metrics)
+  rows = archive_lib.read_scores(target)
   assert [row['file'] for row in rows] == [
     *(f'toy/test/good/{i}.png' for i in range(3)),
     *(f'toy/test/red/{i}.png' for i in range(2)),
   ]
   assert [row['verdict'] for row in rows] == ['good'] * 3 + ['defective'] * 2
   assert [row['maps_mean_score'] for row in rows] == [1.0] * 5
-  archive = report_data.open_archive(target)
+  archive = archive_lib.open_archive(target)
   archive.close()
   assert [item['overlap'] is None for item in archive.items] == [True] * 3 + [
     False
@@ -179,11 +199,9 @@ def test_a_report_that_fails_loses_no_result(records, tmp_path, monkeypatch):
   def fail(*unused_args):
     raise OSError('no space left')
 
-  monkeypatch.setattr(report_data, 'write', fail)
-  metrics = evaluate.evaluate(
-    FakePredictor(_config()), None, _calibration(), records, report=tmp_path
-  )
-  assert metrics['image_auroc'] == 1.0
+  monkeypatch.setattr(archive_lib, 'write', fail)
+  assert _run(FakePredictor(_config()), records, tmp_path)['image_auroc'] == 1.0
+  assert (tmp_path / 'results.json').exists()
 
 
 def _student_alone(**changes):
@@ -195,14 +213,14 @@ def _student_alone(**changes):
 def test_what_is_unusual_of_a_position_is_taken_from_the_distance():
   config, state = _student_alone(data__image_size=64)
   images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
-  predictor = evaluate.Predictor(config, batch_size=2)
+  predictor = predictor_lib.Predictor(config, batch_size=2)
 
   def distances(state):
-    return evaluate.predict_images(
-      predictor, state, steps.Fusion(), images
+    return predictor_lib.predict_images(
+      predictor, state, score_lib.Fusion(), images
     ).distance
 
-  learned = evaluate.learn_positions(predictor, state, images)
+  learned = position_lib.learn_positions(predictor, state, images)
   bias = np.asarray(learned.batch_stats['position']['bias'])
   assert bias.shape == (16, 16) and bias.min() == 0.0
   # A fifth of the positions have some: those of the highest mean distance.
@@ -216,7 +234,7 @@ def test_what_is_unusual_of_a_position_is_taken_from_the_distance():
   # But for the resizing from stride 4 and back.
   np.testing.assert_allclose(after, before - bias, atol=0.2 * bias.max())
   # Whatever was known before is replaced, not added to.
-  again = evaluate.learn_positions(predictor, learned, images)
+  again = position_lib.learn_positions(predictor, learned, images)
   np.testing.assert_allclose(
     again.batch_stats['position']['bias'], bias, atol=1e-6
   )
@@ -237,25 +255,23 @@ def test_no_more_images_than_needed_are_looked_at_for_the_positions():
     def __call__(self, state, fusion, images):
       seen.extend(images[:, 0, 0, 0].tolist())
       zeros = np.zeros(images.shape[:3], np.float32)
-      return steps.Prediction(*6 * [zeros])
+      return score_lib.Prediction(*6 * [zeros])
 
   images = np.arange(200, dtype=np.uint8)[:, None, None, None]
   images = np.broadcast_to(images, (200, 32, 32, 3))
-  evaluate.learn_positions(Predictor(), state, images)
+  position_lib.learn_positions(Predictor(), state, images)
   assert len(seen) == len(set(seen)) == 128 and np.ptp(seen) > 190
 
 
 def test_a_model_without_positions_is_left_as_it_is():
   config, state = _student_alone(head__position_bias=False)
-  assert evaluate.learn_positions(None, state, np.zeros(0)) is state
+  assert position_lib.learn_positions(None, state, np.zeros(0)) is state
   assert 'position' not in state.batch_stats
 
 
 def test_undefined_figures_are_null_with_a_reason(records):
   good = [record for record in records if not record.label]
-  metrics = evaluate.evaluate(
-    FakePredictor(_config()), None, _calibration(), good
-  )
+  metrics = _metrics(FakePredictor(_config()), good)
   assert np.isnan(metrics['image_auroc']) and np.isnan(metrics['au_pro'])
   assert 'image_auroc' in metrics['undefined']
   json.dumps(metrics, default=float)
@@ -264,4 +280,4 @@ def test_undefined_figures_are_null_with_a_reason(records):
 def test_an_unknown_resolution_is_refused(records):
   predictor = FakePredictor(_config(resolutions=('full',)))
   with pytest.raises(ValueError, match=r'eval\.resolutions.*native'):
-    evaluate.evaluate(predictor, None, _calibration(), records)
+    _evaluation(predictor, records)

@@ -12,21 +12,21 @@ from PIL import Image
 import program_helpers
 import pytest
 
-from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import evaluate
-from dmdd_jax import export
-from dmdd_jax import exported
-from dmdd_jax import serve_models
-from dmdd_jax import steps
+from dmdd_jax.export import loader
+from dmdd_jax.export import write as export_lib
 from dmdd_jax.models import dmdd
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.serve import models as serve_models
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
-FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.4, 1.0, 1.0, 0.2)
+FUSION = score_lib.Fusion(0.1, 0.3, 0.2, 0.4, 1.0, 1.0, 0.2)
 
 
 def make_trained(threshold=0.5, **changes):
-  """What `evaluate.load_workdir` returns, with weights of numpy."""
+  """What `trained_lib.load_workdir` returns, with weights of numpy."""
   config = model_helpers.tiny_config(eval__batch_size=3, **changes)
   state = model_helpers.make_state(config, dmdd.from_config(config))
   calibration = calibration_lib.Calibration(
@@ -67,15 +67,15 @@ def stablehlo(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     found = make_trained()
     patch.setattr(evaluate, 'load_workdir', lambda *_: found)
-    metadata = export.export('unused', 'stablehlo', path, images)
+    metadata = export_lib.export('unused', 'stablehlo', path, images)
   return path, metadata, images
 
 
 def test_the_file_equals_the_checkpoint_and_says_what_it_is(stablehlo):
   path, metadata, _ = stablehlo
   assert metadata['verified']['images'] == 3
-  assert metadata['verified']['largest_map_difference'] < export.TOLERANCE
-  found = exported.load(path).metadata
+  assert metadata['verified']['largest_map_difference'] < export_lib.TOLERANCE
+  found = loader.load(path).metadata
   assert found['verified'] == metadata['verified']
   assert found['platforms'] == ['cpu', 'cuda', 'tpu']
   assert found['input']['shape'] == ['batch', 32, 32, 3]
@@ -111,7 +111,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import json
 import numpy as np
-from dmdd_jax import exported
+from dmdd_jax.export import loader
 
 model = exported.load({os.fspath(path)!r})
 scores, maps = model(np.full((2, 32, 32, 3), 90, np.uint8))
@@ -125,16 +125,16 @@ print(json.dumps([scores.tolist(), maps.shape, model.verdict(scores[0])]))
 def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch):
   trained()
   images = make_images(tmp_path / 'images', 1)
-  right = exported.Model.__call__
+  right = loader.Model.__call__
 
   def wrong(self, pictures):
     scores, maps = right(self, pictures)
     return scores, maps + np.float32(1e-2)
 
-  monkeypatch.setattr(exported.Model, '__call__', wrong)
+  monkeypatch.setattr(loader.Model, '__call__', wrong)
   (tmp_path / 'model.dmdd').write_text('older')
-  with pytest.raises(export.ExportError, match='the map of image 0'):
-    export.export('unused', 'stablehlo', tmp_path / 'model.dmdd', images)
+  with pytest.raises(export_lib.ExportError, match='the map of image 0'):
+    export_lib.export('unused', 'stablehlo', tmp_path / 'model.dmdd', images)
   assert (tmp_path / 'model.dmdd').read_text() == 'older'
   assert sorted(os.listdir(tmp_path)) == ['images', 'model.dmdd']
 
@@ -142,64 +142,64 @@ def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch):
 def test_a_file_that_is_no_model_is_named(tmp_path, stablehlo):
   path, _, _ = stablehlo
   broken = tmp_path / 'broken.dmdd'
-  with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
-    exported.load(broken)
+  with pytest.raises(loader.ExportedFileError, match='broken.dmdd'):
+    loader.load(broken)
   whole = path.read_bytes()
   for content in (b'', b'text', whole[: len(whole) // 2]):
     broken.write_bytes(content)
-    with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
-      exported.load(broken)
+    with pytest.raises(loader.ExportedFileError, match='broken.dmdd'):
+      loader.load(broken)
 
 
 def test_an_archive_that_is_no_model_is_named(tmp_path, stablehlo):
   with np.load(stablehlo[0]) as archive:
     arrays = dict(archive)
-  right = json.loads(arrays[exported.METADATA].tobytes())
+  right = json.loads(arrays[loader.METADATA].tobytes())
   broken = tmp_path / 'broken.dmdd'
   with open(broken, 'wb') as file:
     np.save(file, np.zeros(3))
-  with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
-    exported.load(broken)
+  with pytest.raises(loader.ExportedFileError, match='broken.dmdd'):
+    loader.load(broken)
   documents = [[], 'text', right | {'format': 'other'}] + [
     {k: v for k, v in right.items() if k != name}
     for name in ('format', 'input', 'category', 'image_threshold')
   ]
   for metadata, function in (
-    *((document, arrays[exported.FUNCTION]) for document in documents),
+    *((document, arrays[loader.FUNCTION]) for document in documents),
     (right, np.zeros(0, np.uint8)),
-    (right, arrays[exported.FUNCTION][:100]),
+    (right, arrays[loader.FUNCTION][:100]),
   ):
     document = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
     with open(broken, 'wb') as file:
-      np.savez(
-        file, **{exported.METADATA: document, exported.FUNCTION: function}
-      )
-    with pytest.raises(exported.ExportedFileError, match='broken.dmdd'):
-      exported.load(broken)
+      np.savez(file, **{loader.METADATA: document, loader.FUNCTION: function})
+    with pytest.raises(loader.ExportedFileError, match='broken.dmdd'):
+      loader.load(broken)
 
 
 @pytest.mark.parametrize('score', [np.nan, np.inf, -np.inf])
 def test_there_is_no_verdict_on_what_is_no_score(stablehlo, score):
-  for judge in (exported.load(stablehlo[0]), make_trained()[2]):
+  for judge in (loader.load(stablehlo[0]), make_trained()[2]):
     with pytest.raises(ValueError, match='no verdict'):
       judge.verdict(np.float32(score))
 
 
 def test_bad_flags_are_named(trained, tmp_path):
   with pytest.raises(ValueError, match='stablehlo, onnx'):
-    export.export('unused', 'savedmodel', tmp_path / 'model')
+    export_lib.export('unused', 'savedmodel', tmp_path / 'model')
   trained(data__root=str(tmp_path / 'nowhere'))
   with pytest.raises(FileNotFoundError, match='--images'):
-    export.export('unused', 'stablehlo', tmp_path / 'model')
+    export_lib.export('unused', 'stablehlo', tmp_path / 'model')
 
 
 def test_tiles_are_refused_before_anything_is_computed(
   trained, tmp_path, monkeypatch
 ):
   trained(data__image_size=64, data__tile_size=32)
-  monkeypatch.delattr(export.predict, 'Inspector')
-  with pytest.raises(export.ExportError, match='config.data.tile_size'):
-    export.export('unused', 'onnx', tmp_path / 'x', make_images(tmp_path, 1))
+  monkeypatch.delattr(export_lib.predict, 'Inspector')
+  with pytest.raises(export_lib.ExportError, match='config.data.tile_size'):
+    export_lib.export(
+      'unused', 'onnx', tmp_path / 'x', make_images(tmp_path, 1)
+    )
 
 
 def test_a_model_of_tiles_is_served_from_its_folder(trained, tmp_path):
@@ -216,13 +216,15 @@ def test_few_of_many_images_are_compared(tmp_path):
   folder = make_images(tmp_path, 1)
   for index in range(1, 50):
     (tmp_path / f'{index:02}.png').touch()
-  names = [os.path.basename(x) for x in export._comparison_files(None, folder)]
+  names = [
+    os.path.basename(x) for x in export_lib._comparison_files(None, folder)
+  ]
   assert len(set(names)) == 8
   assert names[0] == '0.png' and names[-1] == '49.png'
 
 
 def test_images_of_another_size_are_refused(stablehlo):
-  model = exported.load(stablehlo[0])
+  model = loader.load(stablehlo[0])
   for images in (np.zeros((1, 9, 9, 3), np.uint8), np.zeros((1, 32, 32, 3))):
     with pytest.raises(ValueError, match=r'\(N, 32, 32, 3\)'):
       model(images)
@@ -244,7 +246,7 @@ def test_onnx_equals_the_checkpoint(trained, tmp_path, changes):
   trained(**changes)
   path = tmp_path / 'model.onnx'
   images = make_images(tmp_path / 'images')
-  metadata = export.export('unused', 'onnx', path, images)
+  metadata = export_lib.export('unused', 'onnx', path, images)
   assert metadata['verified']['images'] == 3
   model = onnx.load(path)
   onnx.checker.check_model(model, full_check=True)
@@ -268,17 +270,17 @@ def onnx_file(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     found = make_trained()
     patch.setattr(evaluate, 'load_workdir', lambda *_: found)
-    export.export('unused', 'onnx', folder / 'model.onnx', images)
+    export_lib.export('unused', 'onnx', folder / 'model.onnx', images)
   return folder / 'model.onnx', images
 
 
 def test_both_files_can_be_served(stablehlo, onnx_file, monkeypatch):
   rng = np.random.default_rng(2)
   images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
-  scores, maps = exported.load(stablehlo[0])(images)
-  seen, call = [], exported.Model.__call__
+  scores, maps = loader.load(stablehlo[0])(images)
+  seen, call = [], loader.Model.__call__
   monkeypatch.setattr(
-    exported.Model,
+    loader.Model,
     '__call__',
     lambda self, images: seen.append(images) or call(self, images),
   )
@@ -296,8 +298,8 @@ def test_both_files_can_be_served(stablehlo, onnx_file, monkeypatch):
 def test_a_foreign_onnx_file_is_named(tmp_path):
   pytest.importorskip('onnx', reason='the extra onnx is not installed')
   pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')
-  from dmdd_jax import onnx_loader
-  from dmdd_jax import onnx_writer
+  from dmdd_jax.export import onnx as onnx_writer
+  from dmdd_jax.export import onnx_loader
 
   path = os.fspath(tmp_path / 'foreign.onnx')
   for outputs, missing in ((('score',), 'map'), (('score', 'map'), 'category')):
@@ -324,7 +326,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import numpy as np
 from dmdd_jax import cli
-from dmdd_jax import serve_models
+from dmdd_jax.serve import models as serve_models
 
 model = serve_models.open_model({os.fspath(onnx_file[0])!r})
 print(model.run(np.zeros((2, 32, 32, 3), np.uint8))[1].shape)
@@ -347,7 +349,7 @@ def _scan(x):
 )
 def test_onnx_names_what_it_cannot_write(tmp_path, function, name):
   pytest.importorskip('onnx', reason='the extra onnx is not installed')
-  from dmdd_jax import onnx_writer
+  from dmdd_jax.export import onnx as onnx_writer
 
   with pytest.raises(onnx_writer.UnknownPrimitiveError, match=name):
     onnx_writer.write(

@@ -12,10 +12,12 @@ from configs import default
 from configs import folder as folder_config
 from configs import mvtec
 from dmdd_jax.data import foreground
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import pipeline
 from dmdd_jax.data import records
 from dmdd_jax.data import synthesis
-from dmdd_jax.data import validation
+from dmdd_jax.data import unseen
 
 DATA = os.environ.get('DMDD_TEST_DATA')
 needs_data = pytest.mark.skipif(
@@ -240,12 +242,12 @@ def test_the_sourced_table_is_applied_by_mvtec_alone():
 @pytest.mark.parametrize('kind', ['otsu', 'grabcut'])
 def test_the_defects_of_real_screws_lie_on_the_screw(kind):
   """Nearly all of the ground truth, which nobody drew for this."""
-  test = records.list_mvtec(os.path.join(DATA, 'mvtec'), 'screw').test
+  test = layouts.list_mvtec(os.path.join(DATA, 'mvtec'), 'screw').test
   items = [record for record in test if record.label][::6]
   covered, shares = [], []
   for record in items:
-    image = records.read_image(record.image, 256)
-    truth = records.read_mask(record.mask, 256)[..., 0]
+    image = images_lib.read_image(record.image, 256)
+    truth = images_lib.read_mask(record.mask, 256)[..., 0]
     mask = foreground.compute(image, kind)
     shares.append(mask.mean())
     covered.append((mask & truth).sum() / truth.sum())
@@ -276,7 +278,7 @@ def test_a_training_loads_them_for_its_own_and_its_held_out_images(
   assert data.held_out_foreground.shape == (2, SIZE, SIZE, 1)
   bright = data.images[..., :1] > 120
   assert _overlap(data.foreground > 0, bright) > 0.95
-  images, masks = validation.pairs(
+  images, masks = unseen.pairs(
     data.held_out, seed=1, count=40, foreground=data.held_out_foreground
   )
   assert images.shape == (40, SIZE, SIZE, 3)

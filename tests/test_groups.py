@@ -6,9 +6,9 @@ import os
 import program_helpers
 import pytest
 
-from dmdd_jax import groups
-from dmdd_jax import hosts
-from dmdd_jax import preemption
+from dmdd_jax.launch import groups
+from dmdd_jax.launch import hosts
+from dmdd_jax.launch import preemption
 
 CATEGORIES = ('a', 'b', 'c', 'd')
 

@@ -9,9 +9,9 @@ import numpy as np
 import program_helpers
 import pytest
 
-from dmdd_jax import evaluate
-from dmdd_jax import hosts
-from dmdd_jax import preemption
+from dmdd_jax.launch import hosts
+from dmdd_jax.launch import preemption
+from dmdd_jax.scoring import trained as trained_lib
 
 FIGURES = ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro')
 pytestmark = pytest.mark.usefixtures('small_network')
@@ -56,7 +56,7 @@ def _read(workdir, category='surface'):
 def _check_same(workdir, expected):
   """Weights and figures, but for the order in which two numbers are added."""
   found, like = (
-    evaluate.load_workdir(folder / 'surface')[1]
+    trained_lib.load_workdir(folder / 'surface')[1]
     for folder in (workdir, expected)
   )
   for a, b in zip(
@@ -121,7 +121,7 @@ def test_told_to_end_all_save_one_step_and_leave(data, cache, two, tmp_path):
     assert all(f'SIGTERM: saved step {step} of 6' in text for text in said)
     assert all('restored step 4' in text for text in said) == (step == 6)
   states = [
-    evaluate.load_workdir(folder / 'surface')[1]
+    trained_lib.load_workdir(folder / 'surface')[1]
     for folder in (tmp_path, two[0])
   ]
   jax.tree.map(np.testing.assert_array_equal, *states)

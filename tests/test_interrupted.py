@@ -10,9 +10,9 @@ import numpy as np
 import program_helpers
 import pytest
 
-from dmdd_jax import evaluate
-from dmdd_jax import preemption
 from dmdd_jax import train
+from dmdd_jax.launch import preemption
+from dmdd_jax.scoring import trained as trained_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 
@@ -77,7 +77,8 @@ def test_killed_at_several_moments_it_ends_as_if_it_had_not_been(run, tmp_path):
   assert status == 0, said
   assert f'restored step {last}' in said
   states = [
-    evaluate.load_workdir(folder / 'surface')[1] for folder in (whole, killed)
+    trained_lib.load_workdir(folder / 'surface')[1]
+    for folder in (whole, killed)
   ]
   jax.tree.map(np.testing.assert_array_equal, *states)
   assert _results(whole) == _results(killed)

@@ -9,10 +9,10 @@ from PIL import Image
 import pytest
 
 from configs import folder as folder_config
-from dmdd_jax import evaluate
-from dmdd_jax import train
+from dmdd_jax import run as run_lib
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
-from dmdd_jax.data import records
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_own_folder_with_everything(root, warnings):
     'c.tif': 'c.bmp',
   }
   assert not warnings
-  assert records.validate(dataset.train + dataset.test)
+  assert images_lib.validate(dataset.train + dataset.test)
 
 
 def test_the_share_for_the_test_depends_on_its_seed_alone(root):
@@ -176,8 +176,8 @@ def test_every_kind_of_image_through_a_folder(tmp_path, warnings):
   exif[0x0112] = 6  # Stored a quarter turn to the left.
   layout_helpers.save(normal / 'turned.png', np.rot90(rgb), exif=exif)
   dataset = layouts.list_dataset(_data(tmp_path, normal='n'))
-  assert len(records.validate(dataset.train)) == 9
-  images, _ = records.load_arrays(dataset.train, 32)
+  assert len(images_lib.validate(dataset.train)) == 9
+  images, _ = images_lib.load_arrays(dataset.train, 32)
   for record, image in zip(dataset.train, images):
     assert image.shape == (32, 32, 3)
     np.testing.assert_allclose(image, images[-1], atol=3, err_msg=record.image)
@@ -207,7 +207,7 @@ def test_a_folder_trains_evaluates_and_says_what_is_missing(
   config = _tiny(root, **fields)
   config.eval.resolutions = ('model', 'native')
   run = tmp_path / 'run'
-  table = train.run_categories(config, str(run))
+  table = run_lib.run_categories(config, str(run))
   assert '| folder |' in table
   results = json.loads((run / 'folder/results.json').read_text())
   assert results['au_pro'] is None and results['native']['au_pro'] is None
@@ -221,7 +221,7 @@ def test_a_folder_trains_evaluates_and_says_what_is_missing(
   else:
     assert results['image_auroc'] is None
     assert reasons['image_auroc'] == 'no images'
-  again = evaluate.evaluate_run(str(run), str(tmp_path / 'again'))
+  again = run_lib.evaluate_run(str(run), str(tmp_path / 'again'))
   assert again == table
 
 
@@ -241,14 +241,14 @@ def test_a_public_set_is_listed_where_it_lies(tmp_path, name):
   assert {r.defect for r in dataset.test if r.label} == kinds
   assert not any(r.label for r in dataset.train)
   everything = dataset.train + dataset.test
-  assert records.validate(everything) == everything
-  _, masks = records.load_arrays(everything, 32)
+  assert images_lib.validate(everything) == everything
+  _, masks = images_lib.load_arrays(everything, 32)
   assert masks.any(axis=(1, 2, 3)).tolist() == [
     bool(r.label) for r in everything
   ]
   if name == 'mvtec_loco':  # Both masks of an image, and all of each.
     (record, *_) = [r for r in dataset.test if r.label]
-    assert records.read_mask(record.mask, None).sum() == 8 * 16
+    assert images_lib.read_mask(record.mask, None).sum() == 8 * 16
   data.root = str(tmp_path / 'gone')
   with pytest.raises(FileNotFoundError, match='gone'):
     layouts.list_dataset(data)
@@ -269,9 +269,9 @@ def test_a_folder_of_masks_that_disagree_is_a_bad_mask(tmp_path):
   layout_helpers.SETS['mvtec_loco'](tmp_path)
   truth = tmp_path / 'pushpins/ground_truth/logical_anomalies/000'
   layout_helpers.save(truth / '002.png', layout_helpers.mask(8, 8))
-  with pytest.raises(records.BadImageError, match='differ in size'):
-    records.read_mask(truth, None)
+  with pytest.raises(files.BadImageError, match='differ in size'):
+    images_lib.read_mask(truth, None)
   for path in truth.iterdir():
     path.unlink()
-  with pytest.raises(records.BadImageError, match='no mask in this folder'):
-    records.read_mask(truth, None)
+  with pytest.raises(files.BadImageError, match='no mask in this folder'):
+    images_lib.read_mask(truth, None)

@@ -8,12 +8,12 @@ from PIL import Image
 import pytest
 
 from configs import default
-from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import evaluate
-from dmdd_jax import steps
 from dmdd_jax.data import batches
 from dmdd_jax.data import layouts
 from dmdd_jax.data import loco
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import score as score_lib
 
 SIZE = 32
 
@@ -63,7 +63,7 @@ class _Red:
     for batch in batches.eval_batches(records, self.config.data.image_size, 1):
       maps = batch['image'][..., 0].astype(np.float32) / 255.0
       score = maps.max(axis=(1, 2))
-      yield batch, steps.Prediction(maps, score, maps, score, maps, maps)
+      yield batch, score_lib.Prediction(maps, score, maps, score, maps, maps)
 
 
 def _evaluate(root, size=SIZE):
@@ -72,9 +72,12 @@ def _evaluate(root, size=SIZE):
   config.data.root = str(root)
   config.data.category = 'pushpins'
   config.data.image_size = size
-  calibration = calibration_lib.Calibration(steps.Fusion(), 0.5, 0.5, 1.0, 4)
+  calibration = calibration_lib.Calibration(
+    score_lib.Fusion(), 0.5, 0.5, 1.0, 4
+  )
   records = layouts.list_dataset(config.data).test
-  return evaluate.evaluate(_Red(config), None, calibration, records)
+  with evaluate.evaluate(_Red(config), None, calibration, records) as found:
+    return found.metrics
 
 
 def test_spro_by_hand(root):

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmdd_jax import losses
+from dmdd_jax.models import distance as distance_lib
+from dmdd_jax.training import losses
 
 X, Y = np.eye(2, dtype=np.float32)
 
 # Compiled as a whole: one small program instead of one per operation.
-cosine_distance = jax.jit(losses.cosine_distance)
+cosine_distance = jax.jit(distance_lib.cosine_distance)
 flat_cosine_distance = jax.jit(losses.flat_cosine_distance)
 ngm = jax.jit(losses.ngm, static_argnames='flat')
 aim = jax.jit(losses.aim, static_argnames=('kind', 'margin'))
@@ -31,9 +32,9 @@ def distance_gradients(a, b):
   """Distances of a and b, and their sum's gradients by both."""
 
   def total(a, b):
-    return jnp.sum(losses.cosine_distance(a, b))
+    return jnp.sum(distance_lib.cosine_distance(a, b))
 
-  return losses.cosine_distance(a, b), jax.grad(total, (0, 1))(a, b)
+  return distance_lib.cosine_distance(a, b), jax.grad(total, (0, 1))(a, b)
 
 
 def feature(*vectors):

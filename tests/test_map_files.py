@@ -8,8 +8,9 @@ import pytest
 from scipy import ndimage
 
 from dmdd_jax import evaluate_maps
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as map_files
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import results
 
 
@@ -84,10 +85,10 @@ def _tree(root) -> None:
 
 def test_perfect_maps_score_one_and_a_missing_one_is_named(tmp_path):
   _tree(tmp_path / 'data')
-  records = records_lib.list_mvtec(str(tmp_path / 'data'), 'nut').test
+  records = layouts.list_mvtec(str(tmp_path / 'data'), 'nut').test
   for record in records:
     stem = map_files.map_path(str(tmp_path / 'maps'), 'nut', record)
-    mask = records_lib.native_mask(record).astype(np.float32)
+    mask = images_lib.native_mask(record).astype(np.float32)
     map_files.write_map(stem + '.tiff', mask)
   rows = evaluate_maps.evaluate_maps(
     str(tmp_path / 'maps'), str(tmp_path / 'data'), score_top_pixels=1

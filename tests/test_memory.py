@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dmdd_jax import sharding
-from dmdd_jax import steps
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import resnet
+from dmdd_jax.training import steps
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from dmdd_jax.metrics import maps as maps_lib
 from dmdd_jax.metrics import region
+from dmdd_jax.metrics import store as store_lib
 
 _FEW = hypothesis.settings(max_examples=40, deadline=None)
 
@@ -414,7 +414,7 @@ def test_many_regions_need_a_wider_index():
 
 def test_store_gives_the_same_regions(tmp_path):
   maps, masks = _blobs(9)
-  with maps_lib.MapStore(limit_bytes=0, directory=tmp_path) as store:
+  with store_lib.MapStore(limit_bytes=0, directory=tmp_path) as store:
     for pair in zip(maps, masks, strict=True):
       store.append(*pair)
     np.testing.assert_allclose(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dmdd_jax import muon
+from dmdd_jax.training import muon
 
 
 def iterated(matrix):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import dmdd_jax
-from dmdd_jax import exported
-from dmdd_jax import onnx_loader
+from dmdd_jax.export import loader
+from dmdd_jax.export import onnx_loader
 from dmdd_jax.models import resnet
 
 ARCHIVES = os.path.join(os.path.dirname(__file__), 'data', 'checkpoints')
@@ -47,7 +47,7 @@ def test_a_checkpoint_gives_the_scores_and_maps_of_its_day(name, tmp_path):
   np.testing.assert_allclose(maps, expected['maps'], **TOLERANCE)
 
 
-@pytest.mark.parametrize('loader', (exported, onnx_loader))
+@pytest.mark.parametrize('loader', (loader, onnx_loader))
 def test_an_exported_file_gives_the_scores_and_maps_of_its_day(
   loader, tmp_path
 ):

@@ -7,6 +7,9 @@ import pytest
 
 from configs import default
 from dmdd_jax.data import batches
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import pipeline
 from dmdd_jax.data import records
 from dmdd_jax.data import surfaces
@@ -239,7 +242,7 @@ def test_records(tmp_path_factory):
   """3 good and 4 defective images of 48 pixels."""
   root = tmp_path_factory.mktemp('data')
   surfaces.write_surfaces(root, size=48, train=1, test_good=3, per_defect=1)
-  return records.list_mvtec(root, surfaces.CATEGORY).test
+  return layouts.list_mvtec(root, surfaces.CATEGORY).test
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 7, 8])
@@ -264,11 +267,11 @@ def test_every_record_counts_once_and_padding_is_marked(
     joined['_mask'], np.arange(len(joined['_mask'])) < 7
   )
   for row, record in enumerate(test_records):
-    image = records.read_image(record.image, SIZE)
+    image = images_lib.read_image(record.image, SIZE)
     np.testing.assert_array_equal(joined['image'][row], image)
     mask = np.zeros((SIZE, SIZE, 1), np.uint8)
     if record.mask is not None:
-      mask = records.read_mask(record.mask, SIZE)
+      mask = images_lib.read_mask(record.mask, SIZE)
     np.testing.assert_array_equal(joined['mask'][row], mask)
     assert joined['label'][row] == record.label
   assert joined['label'].sum() == 4
@@ -287,5 +290,5 @@ def test_a_reader_that_stops_early_leaves_nothing_running(test_records):
 def test_an_unreadable_image_is_named_by_the_batch(test_records, tmp_path):
   missing = records.Record(str(tmp_path / 'gone.png'), None, 0, 'good')
   rows = (*test_records[:3], missing)
-  with pytest.raises(records.BadImageError, match=r'gone\.png'):
+  with pytest.raises(files.BadImageError, match=r'gone\.png'):
     list(batches.eval_batches(rows, SIZE, 2))

@@ -10,13 +10,13 @@ from PIL import Image
 import pytest
 
 from configs import default
-from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import predict
-from dmdd_jax import steps
-from dmdd_jax import train_state
+from dmdd_jax.data import files
 from dmdd_jax.data import maps as map_files
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.models import dmdd
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import train_state
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ def inspector():
   config.student.trunk = 'encoder'
   model = dmdd.from_config(config)
   state = train_state.create(config, model, jax.random.key(0))
-  fusion = steps.Fusion(maps_weight=1.0)
+  fusion = score_lib.Fusion(maps_weight=1.0)
   calibration = calibration_lib.Calibration(fusion, 0.5, 0.5, 1.0, 4)
   return predict.Inspector(config, state, calibration)
 
@@ -62,7 +62,7 @@ def test_the_verdict_is_at_or_above_the_threshold(inspector):
   assert inspector.verdict(0.5) == 'defective'
   assert inspector.verdict(np.nextafter(0.5, 0)) == 'good'
   nothing = calibration_lib.Calibration(
-    steps.Fusion(), float('nan'), float('nan'), 1.0, 0
+    score_lib.Fusion(), float('nan'), float('nan'), 1.0, 0
   )
   known, inspector.calibration = inspector.calibration, nothing
   try:
@@ -72,7 +72,7 @@ def test_the_verdict_is_at_or_above_the_threshold(inspector):
 
 
 def test_the_scaled_score_counts_from_the_threshold():
-  found = calibration_lib.Calibration(steps.Fusion(), 0.5, 0.5, 0.25, 4)
+  found = calibration_lib.Calibration(score_lib.Fusion(), 0.5, 0.5, 0.25, 4)
   assert [found.scaled(x) for x in (0.25, 0.5, 1.5)] == [-1.0, 0.0, 4.0]
 
 
@@ -93,10 +93,10 @@ def test_threads_get_their_own_answers(inspector):
 
 
 def test_a_bad_array_or_file_is_named(inspector, tmp_path):
-  with pytest.raises(records_lib.BadImageError, match='float64'):
+  with pytest.raises(files.BadImageError, match='float64'):
     inspector([np.zeros((4, 4, 3))])
   (tmp_path / 'broken.png').write_text('no picture')
-  with pytest.raises(records_lib.BadImageError, match='broken'):
+  with pytest.raises(files.BadImageError, match='broken'):
     inspector([tmp_path / 'broken.png'])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dmdd_jax import pretrained
+from dmdd_jax.models import pretrained
 from dmdd_jax.models import resnet
 
 TAPS = pathlib.Path(__file__).parent / 'data' / 'teacher_taps.npz'

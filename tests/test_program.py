@@ -13,10 +13,14 @@ from PIL import Image
 import program_helpers
 import pytest
 
-from dmdd_jax import checkpoint
-from dmdd_jax import evaluate
-from dmdd_jax import faults
+from dmdd_jax import run as run_lib
 from dmdd_jax import train
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import position as position_lib
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.scoring import trained as trained_lib
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import faults
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -60,14 +64,14 @@ def make_config(files):
 def finished(make_config, tmp_path_factory):
   """The folder of a finished run over two categories."""
   workdir = tmp_path_factory.mktemp('finished') / 'run'
-  train.run_categories(make_config(), str(workdir))
+  run_lib.run_categories(make_config(), str(workdir))
   return workdir
 
 
 @pytest.fixture(scope='module')
 def single(make_config):
   """The config of the first category."""
-  return train.for_category(make_config(), 'surface')
+  return run_lib.for_category(make_config(), 'surface')
 
 
 def _read(path):
@@ -102,10 +106,10 @@ def _snapshot(folder):
 
 
 def _assert_same_state(workdir, expected):
-  found = evaluate.load_workdir(workdir)[1]
+  found = trained_lib.load_workdir(workdir)[1]
   assert int(found.step) == 6
   jax.tree.map(
-    np.testing.assert_array_equal, found, evaluate.load_workdir(expected)[1]
+    np.testing.assert_array_equal, found, trained_lib.load_workdir(expected)[1]
   )
 
 
@@ -129,7 +133,7 @@ def _stop(monkeypatch, step, action):
 def test_a_category_has_its_files(finished, make_config):
   for name in ('surface', 'twin'):
     folder = finished / name
-    config = train.for_category(make_config(), name)
+    config = run_lib.for_category(make_config(), name)
     assert _read(folder / 'config.json') == json.loads(config.to_json())
     steps = sorted(os.listdir(folder / 'checkpoints'))
     assert steps == ['2', '4', '6']
@@ -152,7 +156,7 @@ def test_a_categorys_results_are_fractions(finished, make_config):
     assert results['category'] == name
     assert results['step'] == 6 and results['seed'] == 0
     assert results['teacher_fingerprint'].startswith('sha256:')
-    config = train.for_category(make_config(), name)
+    config = run_lib.for_category(make_config(), name)
     assert results['config'] == json.loads(config.to_json())
   shares = [
     _read(finished / name / 'config.json')['synthesis']['clean_share']
@@ -191,7 +195,8 @@ def test_training_changed_what_it_should_and_the_teacher_never(
 ):
   """Student in the first four steps alone, head in the last two alone."""
   states = [
-    evaluate.load_workdir(finished / 'surface', step)[1] for step in (2, 4, 6)
+    trained_lib.load_workdir(finished / 'surface', step)[1]
+    for step in (2, 4, 6)
   ]
 
   def same(part, a, b):
@@ -217,15 +222,15 @@ def test_each_checkpoint_is_calibrated_with_its_own_positions(finished):
   folder = finished / 'surface'
   means = []
   for step in (2, 6):
-    config, state, calibration, _ = evaluate.load_workdir(folder, step)
+    config, state, calibration, _ = trained_lib.load_workdir(folder, step)
     means.append(np.asarray(state.batch_stats['position']['bias']))
     data = train.load_data(config)
-    predictor = evaluate.Predictor(config)
-    learned = evaluate.learn_positions(predictor, state, data.images)
+    predictor = predictor_lib.Predictor(config)
+    learned = position_lib.learn_positions(predictor, state, data.images)
     np.testing.assert_allclose(
       learned.batch_stats['position']['bias'], means[-1], atol=1e-6
     )
-    again = evaluate.calibrate(predictor, state, data.held_out)
+    again = calibration_lib.calibrate(predictor, state, data.held_out)
     np.testing.assert_allclose(
       again.image_threshold, calibration.image_threshold, rtol=1e-4
     )
@@ -239,7 +244,7 @@ def test_a_finished_category_is_skipped(finished, make_config, monkeypatch):
   def fail(*_):
     raise AssertionError('trained again')
 
-  monkeypatch.setattr(train, 'train_and_evaluate', fail)
+  monkeypatch.setattr(run_lib, 'train_and_evaluate', fail)
   before = {name: _snapshot(finished / name) for name in ('surface', 'twin')}
   tables = {
     name: (finished / name).read_text()
@@ -247,7 +252,7 @@ def test_a_finished_category_is_skipped(finished, make_config, monkeypatch):
   }
   # What is only logged, read or shown may differ.
   config = make_config(train__log_every=1, eval__pictures=2)
-  assert train.run_categories(config, str(finished)) == tables['results.md']
+  assert run_lib.run_categories(config, str(finished)) == tables['results.md']
   for name, text in tables.items():
     assert (finished / name).read_text() == text
   for name, files in before.items():
@@ -266,7 +271,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
   with monkeypatch.context() as patch:
     begun = _stop(patch, 3, interrupt)
     with pytest.raises(KeyboardInterrupt):
-      train.train_and_evaluate(single, workdir)
+      run_lib.train_and_evaluate(single, workdir)
     assert begun == [0]
   assert os.listdir(f'{workdir}/checkpoints') == ['2']
 
@@ -276,7 +281,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
   with monkeypatch.context() as patch:
     begun = _stop(patch, 5, spoil)
     with pytest.raises(train.NonFiniteError) as error:
-      train.train_and_evaluate(single, workdir)
+      run_lib.train_and_evaluate(single, workdir)
     assert begun == [2, 5]  # The second time for the batch that is kept.
   # The step is named, and what was kept; replayed, it breaks again.
   assert f'tools/replay_batch.py --workdir {workdir}.' in str(error.value)
@@ -291,13 +296,13 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
   assert sorted(os.listdir(f'{workdir}/checkpoints')) == ['2', '4']
   assert not os.path.exists(f'{workdir}/results.json')
   # The same teacher from another place is the same teacher.
-  moved = train.for_category(make_config(), 'surface')
+  moved = run_lib.for_category(make_config(), 'surface')
   moved.teacher.weights = str(tmp_path / 'moved.npz')
   shutil.copy(single.teacher.weights, moved.teacher.weights)
   moved.data.root = str(tmp_path / 'moved')
   shutil.copytree(single.data.root, moved.data.root)
   begun = _stop(monkeypatch, None, None)
-  state, summary = train.train_and_evaluate(moved, workdir)
+  state, summary = run_lib.train_and_evaluate(moved, workdir)
   assert begun == [4] and int(state.step) == 6
   _assert_same_state(workdir, finished / 'surface')
   found, expected = (
@@ -318,7 +323,7 @@ def test_a_trained_run_without_results_is_only_evaluated(
   shutil.copytree(finished / 'surface', workdir)
   os.remove(workdir / 'results.json')
   begun = _stop(monkeypatch, None, None)
-  train.train_and_evaluate(single, str(workdir))
+  run_lib.train_and_evaluate(single, str(workdir))
   assert begun == []
   assert _measured(_read(workdir / 'results.json')) == _measured(
     _read(finished / 'surface' / 'results.json')
@@ -341,7 +346,7 @@ def test_a_run_of_another_config_is_refused_by_field(
   for workdir in (finished, unfinished):
     before = _snapshot(workdir)
     with pytest.raises(checkpoint.CheckpointError) as error:
-      train.run_categories(config, str(workdir))
+      run_lib.run_categories(config, str(workdir))
     message = str(error.value)
     assert 'train.batch_size: 4 in the checkpoint, 2 now' in message
     assert 'loss.aim_weight: 1.0 in the checkpoint, 0.5 now' in message
@@ -359,7 +364,7 @@ def test_another_teacher_is_refused(finished, make_config, tmp_path):
   os.remove(unfinished / 'surface' / 'results.json')
   for workdir in (finished, unfinished):
     with pytest.raises(checkpoint.CheckpointError) as error:
-      train.run_categories(config, str(workdir))
+      run_lib.run_categories(config, str(workdir))
     message = str(error.value)
     assert message.count('sha256:') == 2 and weights in message
 
@@ -377,8 +382,8 @@ def test_a_rate_that_spoils_the_weights_leaves_no_checkpoint(
     train__log_every=1,
   )
   with pytest.raises(train.NonFiniteError, match='after step 0') as error:
-    train.train_and_evaluate(
-      train.for_category(config, 'surface'), str(tmp_path)
+    run_lib.train_and_evaluate(
+      run_lib.for_category(config, 'surface'), str(tmp_path)
     )
   assert 'no checkpoint yet' in str(error.value)
   assert os.listdir(tmp_path / 'checkpoints') == []
@@ -437,9 +442,9 @@ def test_data_that_moved_are_evaluated_where_they_are(
   folder, found = finished / 'surface', {}
   try:
     with pytest.raises(FileNotFoundError, match='data'):
-      evaluate.evaluate_workdir(folder, tmp_path / 'out')
+      run_lib.evaluate_workdir(folder, tmp_path / 'out')
     for step in (4, 6):
-      found[step] = evaluate.evaluate_workdir(
+      found[step] = run_lib.evaluate_workdir(
         folder,
         tmp_path / 'out',
         data_root=str(tmp_path / 'data'),
@@ -454,13 +459,13 @@ def test_data_that_moved_are_evaluated_where_they_are(
   assert found[4]['step'] == 4
   assert _read(tmp_path / 'out' / 'results.json')['step'] == 6
   with pytest.raises(checkpoint.CheckpointError, match=r'step 3 .*\[2, 4, 6\]'):
-    evaluate.evaluate_workdir(folder, tmp_path / 'out', step=3)
+    run_lib.evaluate_workdir(folder, tmp_path / 'out', step=3)
   assert _snapshot(finished) == before
 
 
 def test_a_folder_without_checkpoints_says_so(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match='--mode train'):
-    evaluate.evaluate_run(tmp_path)
+    run_lib.evaluate_run(tmp_path)
 
 
 def test_the_demo_command_runs_to_its_tables(tmp_path, cache):

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from dmdd_jax import children
-from dmdd_jax import preemption
-from dmdd_jax import ray_cluster
+from dmdd_jax.launch import children
+from dmdd_jax.launch import preemption
+from dmdd_jax.launch import ray_cluster
 
 ray = pytest.importorskip('ray', reason='needs the extra ray')
 

@@ -10,7 +10,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import records
+from dmdd_jax.data import textures as textures_lib
 
 DATA = os.environ.get('DMDD_TEST_DATA')
 needs_data = pytest.mark.skipif(
@@ -57,7 +61,7 @@ def _names(items):
 
 
 def test_lists_a_category(root, warnings):
-  dataset = records.list_mvtec(root, 'nut')
+  dataset = layouts.list_mvtec(root, 'nut')
   assert dataset.category == 'nut'
   assert _names(dataset.train) == [('good', f'{i:03d}.png') for i in range(4)]
   assert _names(dataset.test) == [
@@ -81,13 +85,13 @@ def test_lists_a_category(root, warnings):
 
 def test_paths_are_absolute(root, monkeypatch):
   monkeypatch.chdir(root.parent)
-  for record in records.list_mvtec('data', 'nut').test:
+  for record in layouts.list_mvtec('data', 'nut').test:
     assert os.path.isabs(record.image)
     assert record.mask is None or os.path.isabs(record.mask)
 
 
 def test_ignores_hidden_and_other_files(root):
-  expected = records.list_mvtec(root, 'nut')
+  expected = layouts.list_mvtec(root, 'nut')
   good = root / 'nut/train/good'
   (good / '.DS_Store').write_bytes(b'x')
   (good / '._000.png').write_bytes(b'x')
@@ -95,22 +99,22 @@ def test_ignores_hidden_and_other_files(root):
   (good / 'folder.png').mkdir()
   (root / 'nut/test/.cache').mkdir()
   (root / 'nut/test/readme.txt').write_text('x')
-  assert records.list_mvtec(root, 'nut') == expected
+  assert layouts.list_mvtec(root, 'nut') == expected
 
 
 def test_the_mask_suffix_goes_before_the_plain_name(root):
   layout_helpers.save(root / 'nut/ground_truth/dent/000_mask.png', _mask())
-  dent = records.list_mvtec(root, 'nut').test[0]
+  dent = layouts.list_mvtec(root, 'nut').test[0]
   assert dent.mask.endswith('000_mask.png')
 
 
-@pytest.mark.parametrize('suffix', records.SUFFIXES)
+@pytest.mark.parametrize('suffix', files.SUFFIXES)
 def test_every_suffix_is_listed_and_read(root, suffix):
   path = root / f'nut/train/good/zz{suffix.upper()}'
   Image.fromarray(np.full((12, 16, 3), 77, np.uint8)).save(path)
-  record = records.list_mvtec(root, 'nut').train[-1]
+  record = layouts.list_mvtec(root, 'nut').train[-1]
   assert record.image == str(path)
-  image = records.read_image(record.image, None)
+  image = images_lib.read_image(record.image, None)
   np.testing.assert_allclose(image, 77, atol=2)
 
 
@@ -125,11 +129,11 @@ def test_names_with_spaces_and_unicode(tmp_path):
   layout_helpers.save(
     category / 'ground_truth/défaut grave/été 1_mask.png', _mask()
   )
-  dataset = records.list_mvtec(category.parent, category.name)
+  dataset = layouts.list_mvtec(category.parent, category.name)
   assert dataset.test[0].defect == 'défaut grave'
-  kept = records.validate(dataset.train + dataset.test)
+  kept = images_lib.validate(dataset.train + dataset.test)
   assert len(kept) == 2
-  images, masks = records.load_arrays(kept, 16)
+  images, masks = images_lib.load_arrays(kept, 16)
   assert images.any() and masks[1].any()
 
 
@@ -139,23 +143,23 @@ def test_links_to_files_and_folders(root, tmp_path):
   (linked / 'nut/train/good').symlink_to(root / 'nut/train/good')
   (linked / 'nut/test/good').mkdir(parents=True)
   (linked / 'nut/test/good/a.png').symlink_to(root / 'nut/test/good/000.png')
-  dataset = records.list_mvtec(linked, 'nut')
+  dataset = layouts.list_mvtec(linked, 'nut')
   assert len(dataset.train) == 4
-  assert len(records.validate(dataset.train + dataset.test)) == 5
+  assert len(images_lib.validate(dataset.train + dataset.test)) == 5
 
 
 def test_a_link_to_nothing_is_a_bad_image(root):
   link = root / 'nut/train/good/999.png'
   link.symlink_to(root / 'gone.png')
-  train = records.list_mvtec(root, 'nut').train
+  train = layouts.list_mvtec(root, 'nut').train
   assert len(train) == 5
-  with pytest.raises(records.BadImageError, match='999.png: no such file'):
-    records.validate(train)
+  with pytest.raises(files.BadImageError, match='999.png: no such file'):
+    images_lib.validate(train)
 
 
 def test_root_missing(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
-    records.list_mvtec(tmp_path / 'nowhere', 'nut')
+    layouts.list_mvtec(tmp_path / 'nowhere', 'nut')
   text = str(error.value)
   assert str(tmp_path / 'nowhere') in text
   assert 'found nothing' in text and '--config.data.root' in text
@@ -163,37 +167,37 @@ def test_root_missing(tmp_path):
 
 def test_root_is_a_file(tmp_path):
   (tmp_path / 'file').write_text('x')
-  with pytest.raises(records.MissingDataError, match='found a file'):
-    records.list_mvtec(tmp_path / 'file', 'nut')
+  with pytest.raises(files.MissingDataError, match='found a file'):
+    layouts.list_mvtec(tmp_path / 'file', 'nut')
 
 
 def test_category_missing_names_those_there(root):
   layout_helpers.save(root / 'bolt/train/good/0.png', layout_helpers.picture())
   (root / 'notes').mkdir()
   with pytest.raises(FileNotFoundError) as error:
-    records.list_mvtec(root, 'nuts')
+    layouts.list_mvtec(root, 'nuts')
   assert "'nuts'" in str(error.value)
   assert 'The categories there are: bolt, nut.' in str(error.value)
-  assert records.list_categories(root) == ('bolt', 'nut')
+  assert layouts.list_categories(root) == ('bolt', 'nut')
 
 
 def test_category_missing_among_none(tmp_path):
   (tmp_path / 'images').mkdir()
-  with pytest.raises(records.MissingDataError, match='folders found: images'):
-    records.list_mvtec(tmp_path, 'nut')
+  with pytest.raises(files.MissingDataError, match='folders found: images'):
+    layouts.list_mvtec(tmp_path, 'nut')
 
 
 @pytest.mark.parametrize('category', ['nut', ''])
 def test_root_one_folder_too_deep(root, category):
-  with pytest.raises(records.MissingDataError) as error:
-    records.list_mvtec(root / 'nut', category)
+  with pytest.raises(files.MissingDataError) as error:
+    layouts.list_mvtec(root / 'nut', category)
   assert f'set --config.data.root to {root} and' in str(error.value)
 
 
 def test_train_good_missing(root):
   (root / 'nut/train/good').rename(root / 'nut/train/ok')
   with pytest.raises(FileNotFoundError, match='no folder train/good') as error:
-    records.list_mvtec(root, 'nut')
+    layouts.list_mvtec(root, 'nut')
   assert 'folders found: ok' in str(error.value)
   assert str(root / 'nut') in str(error.value)
 
@@ -202,16 +206,16 @@ def test_train_good_empty(root):
   for path in (root / 'nut/train/good').iterdir():
     path.unlink()
   with pytest.raises(ValueError, match='no image in train/good .it is empty'):
-    records.list_mvtec(root, 'nut')
+    layouts.list_mvtec(root, 'nut')
   (root / 'nut/train/good/a.gif').write_bytes(b'x')
   with pytest.raises(ValueError, match='train/good .a.gif.'):
-    records.list_mvtec(root, 'nut')
+    layouts.list_mvtec(root, 'nut')
 
 
 def test_defect_image_without_mask(root):
   (root / 'nut/ground_truth/scratch/001_mask.png').unlink()
   with pytest.raises(FileNotFoundError) as error:
-    records.list_mvtec(root, 'nut')
+    layouts.list_mvtec(root, 'nut')
   text = str(error.value)
   assert str(root / 'nut/test/scratch/001.png') in text
   assert str(root / 'nut/ground_truth/scratch/001_mask.png') in text
@@ -221,13 +225,13 @@ def test_defect_image_without_mask(root):
 def test_all_defect_images_without_masks_are_counted(root):
   (root / 'nut/ground_truth').rename(root / 'nut/truth')
   with pytest.raises(FileNotFoundError, match='holds for 2 more: scratch/000'):
-    records.list_mvtec(root, 'nut')
+    layouts.list_mvtec(root, 'nut')
 
 
 def test_masks_without_images_are_warned_of(root, warnings):
   layout_helpers.save(root / 'nut/ground_truth/scratch/777_mask.png', _mask())
   layout_helpers.save(root / 'nut/ground_truth/bent/000_mask.png', _mask())
-  assert len(records.list_mvtec(root, 'nut').test) == 5
+  assert len(layouts.list_mvtec(root, 'nut').test) == 5
   (text,) = warnings
   assert 'bent/000_mask.png, scratch/777_mask.png' in text and ': 2:' in text
 
@@ -236,7 +240,7 @@ def test_a_test_split_without_defects_is_legal(root, warnings):
   for name in ('scratch', 'dent'):
     (root / 'nut/test' / name).rename(root / f'{name}-away')
     (root / 'nut/ground_truth' / name).rename(root / f'{name}-masks')
-  dataset = records.list_mvtec(root, 'nut')
+  dataset = layouts.list_mvtec(root, 'nut')
   assert [r.label for r in dataset.test] == [0, 0]
   assert 'only good images' in warnings[0] and 'NaN' in warnings[0]
 
@@ -244,7 +248,7 @@ def test_a_test_split_without_defects_is_legal(root, warnings):
 def test_no_test_split_is_legal(root, warnings):
   (root / 'nut/test').rename(root / 'test-away')
   (root / 'nut/ground_truth').rename(root / 'truth-away')
-  assert records.list_mvtec(root, 'nut').test == ()
+  assert layouts.list_mvtec(root, 'nut').test == ()
   assert 'nothing to evaluate' in warnings[0]
 
 
@@ -281,14 +285,14 @@ def test_broken_files(root, warnings, damage, name):
     path, layout_helpers.picture(12, 16, 0)
   )  # Noise: too long to lose only its end mark.
   damage(path)
-  test = records.list_mvtec(root, 'nut').test
+  test = layouts.list_mvtec(root, 'nut').test
   with pytest.raises(ValueError) as error:
-    records.validate(test)
-  assert isinstance(error.value, records.BadImageError)
+    images_lib.validate(test)
+  assert isinstance(error.value, files.BadImageError)
   assert str(error.value).startswith(f'{path}: ')
   assert '--config.data.on_bad_image=skip' in str(error.value)
   assert not warnings
-  assert records.validate(test, 'skip') == test[:-1]
+  assert images_lib.validate(test, 'skip') == test[:-1]
   assert str(path) in warnings[0]
   assert warnings[1] == 'Skipped 1 of 5 images.'
 
@@ -296,16 +300,16 @@ def test_broken_files(root, warnings, damage, name):
 def test_truncated_jpeg(tmp_path):
   path = layout_helpers.save(tmp_path / 'a.jpg', layout_helpers.picture(64, 64))
   path.write_bytes(path.read_bytes()[:-500])
-  with pytest.raises(records.BadImageError, match='truncated'):
-    records.read_image(path, 32)
+  with pytest.raises(files.BadImageError, match='truncated'):
+    images_lib.read_image(path, 32)
 
 
 def test_all_bad_files_are_named(root):
   for i in (1, 3):
     _text(root / f'nut/train/good/{i:03d}.png')
-  train = records.list_mvtec(root, 'nut').train
-  with pytest.raises(records.BadImageError) as error:
-    records.validate(train)
+  train = layouts.list_mvtec(root, 'nut').train
+  with pytest.raises(files.BadImageError) as error:
+    images_lib.validate(train)
   assert str(error.value).startswith(train[1].image)
   assert f'And 1 more: {train[3].image}' in str(error.value)
 
@@ -314,40 +318,40 @@ def test_mask_of_another_size(root, warnings):
   path = layout_helpers.save(
     root / 'nut/ground_truth/dent/000.bmp', _mask(16, 12)
   )
-  test = records.list_mvtec(root, 'nut').test
-  with pytest.raises(records.BadImageError) as error:
-    records.validate(test)
+  test = layouts.list_mvtec(root, 'nut').test
+  with pytest.raises(files.BadImageError) as error:
+    images_lib.validate(test)
   assert str(path) in str(error.value) and test[0].image in str(error.value)
   assert 'mask is 12x16' in str(error.value) and 'is 16x12' in str(error.value)
-  assert records.validate(test, 'skip') == test[1:]
+  assert images_lib.validate(test, 'skip') == test[1:]
   assert len(warnings) == 2
 
 
 def test_empty_mask_of_a_defect_is_kept(root, warnings):
   layout_helpers.save(root / 'nut/ground_truth/dent/000.bmp', 0 * _mask())
-  test = records.list_mvtec(root, 'nut').test
-  assert records.validate(test) == test
+  test = layouts.list_mvtec(root, 'nut').test
+  assert images_lib.validate(test) == test
   assert 'all zero' in warnings[0]
 
 
 def test_nothing_left_is_an_error_under_skip(root):
   for path in (root / 'nut/train/good').iterdir():
     _text(path)
-  train = records.list_mvtec(root, 'nut').train
-  with pytest.raises(records.BadImageError, match='All 4 images'):
-    records.validate(train, 'skip')
+  train = layouts.list_mvtec(root, 'nut').train
+  with pytest.raises(files.BadImageError, match='All 4 images'):
+    images_lib.validate(train, 'skip')
 
 
 def test_validate_keeps_good_records_and_their_order(root):
-  test = records.list_mvtec(root, 'nut').test[::-1]
+  test = layouts.list_mvtec(root, 'nut').test[::-1]
   for threads in (0, 1, 7):
-    assert records.validate(iter(test), 'skip', threads) == test
-  assert records.validate(()) == ()
+    assert images_lib.validate(iter(test), 'skip', threads) == test
+  assert images_lib.validate(()) == ()
 
 
 def test_unknown_on_bad():
   with pytest.raises(ValueError, match="'ignore', expected 'error' or 'skip'"):
-    records.validate((), 'ignore')
+    images_lib.validate((), 'ignore')
 
 
 # Reading.
@@ -356,17 +360,17 @@ def test_unknown_on_bad():
 def test_same_size_is_read_unchanged(tmp_path):
   array = layout_helpers.picture(16, 16)
   path = layout_helpers.save(tmp_path / 'a.png', array)
-  image = records.read_image(path, 16)
+  image = images_lib.read_image(path, 16)
   assert image.dtype == np.uint8
   np.testing.assert_array_equal(image, array)
-  np.testing.assert_array_equal(records.read_image(path, None), array)
+  np.testing.assert_array_equal(images_lib.read_image(path, None), array)
 
 
 def test_resizing_averages(tmp_path):
   """A fine checkerboard becomes grey; sampling would leave black and white."""
   board = np.indices((64, 64)).sum(axis=0) % 2 * 255
   path = layout_helpers.save(tmp_path / 'a.png', board.astype(np.uint8))
-  image = records.read_image(path, 16)
+  image = images_lib.read_image(path, 16)
   assert image.shape == (16, 16, 3)
   np.testing.assert_allclose(image[1:-1, 1:-1], 127.5, atol=4)
 
@@ -387,8 +391,8 @@ def test_exif_orientation(tmp_path, orientation, turn, suffix):
   exif = Image.Exif()
   exif[0x0112] = orientation
   path = layout_helpers.save(tmp_path / f'a.{suffix}', array, exif=exif)
-  np.testing.assert_array_equal(records.read_image(path, None), turn(array))
-  mask = records.read_mask(path, None)
+  np.testing.assert_array_equal(images_lib.read_image(path, None), turn(array))
+  mask = images_lib.read_mask(path, None)
   np.testing.assert_array_equal(
     mask[..., 0], turn(array).max(axis=-1).clip(max=1)
   )
@@ -402,19 +406,19 @@ def test_a_turned_photo_fits_its_upright_mask(root):
     root / 'nut/test/dent/000.PNG', layout_helpers.picture(12, 16), exif=exif
   )
   layout_helpers.save(root / 'nut/ground_truth/dent/000.bmp', _mask(16, 12))
-  test = records.list_mvtec(root, 'nut').test
-  assert records.validate(test) == test
+  test = layouts.list_mvtec(root, 'nut').test
+  assert images_lib.validate(test) == test
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
 def test_16_bit_grey_is_scaled_from_its_full_range(tmp_path, suffix):
   values = np.array([[0, 1, 257, 32768], [255 * 128, 65278, 65534, 65535]])
   path = layout_helpers.save(tmp_path / f'a.{suffix}', values.astype(np.uint16))
-  image = records.read_image(path, None)
+  image = images_lib.read_image(path, None)
   expected = np.rint(values / 65535 * 255)
   np.testing.assert_array_equal(image, np.stack([expected] * 3, axis=-1))
   # As a mask even the faintest grey counts.
-  mask = records.read_mask(path, None)
+  mask = images_lib.read_mask(path, None)
   np.testing.assert_array_equal(mask[..., 0], values > 0)
 
 
@@ -422,21 +426,21 @@ def test_32_bit_floats_are_refused(tmp_path):
   path = layout_helpers.save(
     tmp_path / 'a.tif', np.full((4, 4), 0.5, np.float32)
   )
-  with pytest.raises(records.BadImageError, match='expected 8 or 16 bits'):
-    records.read_image(path, 4)
-  with pytest.raises(records.BadImageError):
-    records.validate([records.Record(str(path), None, 0, 'good')])
+  with pytest.raises(files.BadImageError, match='expected 8 or 16 bits'):
+    images_lib.read_image(path, 4)
+  with pytest.raises(files.BadImageError):
+    images_lib.validate([records.Record(str(path), None, 0, 'good')])
 
 
 def test_grey_and_bilevel(tmp_path):
   grey = layout_helpers.picture(5, 7, 0)
   path = layout_helpers.save(tmp_path / 'grey.png', grey)
   np.testing.assert_array_equal(
-    records.read_image(path, None), np.stack([grey] * 3, axis=-1)
+    images_lib.read_image(path, None), np.stack([grey] * 3, axis=-1)
   )
   path = layout_helpers.save(tmp_path / 'bits.png', grey > 127)
   np.testing.assert_array_equal(
-    records.read_image(path, None)[..., 0], (grey > 127) * 255
+    images_lib.read_image(path, None)[..., 0], (grey > 127) * 255
   )
 
 
@@ -447,9 +451,9 @@ def test_palette(tmp_path):
   image.putpalette(colours.tobytes())
   assert image.mode == 'P'
   image.save(tmp_path / 'a.png')
-  read = records.read_image(tmp_path / 'a.png', None)
+  read = images_lib.read_image(tmp_path / 'a.png', None)
   np.testing.assert_array_equal(read, colours[indices])
-  mask = records.read_mask(tmp_path / 'a.png', None)
+  mask = images_lib.read_mask(tmp_path / 'a.png', None)
   np.testing.assert_array_equal(mask[..., 0], indices > 0)
 
 
@@ -457,20 +461,20 @@ def test_transparent_pixels_are_black(tmp_path):
   rgba = np.full((1, 3, 4), 200, np.uint8)
   rgba[0, :, 3] = (0, 128, 255)
   path = layout_helpers.save(tmp_path / 'a.png', rgba)
-  read = records.read_image(path, None)
+  read = images_lib.read_image(path, None)
   np.testing.assert_array_equal(read[0, :, 0], (0, 100, 200))
-  mask = records.read_mask(path, None)
+  mask = images_lib.read_mask(path, None)
   np.testing.assert_array_equal(mask[0, :, 0], (0, 1, 1))
   grey = Image.fromarray(np.full((1, 1), 80, np.uint8))
   grey.putalpha(0)
   grey.save(tmp_path / 'la.png')
-  assert not records.read_image(tmp_path / 'la.png', None).any()
+  assert not images_lib.read_image(tmp_path / 'la.png', None).any()
 
 
 def test_cmyk(tmp_path):
   white = Image.new('CMYK', (4, 4), (0, 0, 0, 0))
   white.save(tmp_path / 'a.jpg')
-  assert records.read_image(tmp_path / 'a.jpg', 4).min() >= 254
+  assert images_lib.read_image(tmp_path / 'a.jpg', 4).min() >= 254
 
 
 def _deep_png(path, rows, kind):
@@ -520,7 +524,7 @@ def test_less_common_kinds_show_the_same_picture(tmp_path):
   layout_helpers.save(tmp_path / 'grey.jpg', red, quality=98)
   assert Image.open(tmp_path / 'grey_big_endian.tif').mode == 'I;16B'
   for path in sorted(tmp_path.iterdir()):
-    image = records.read_image(path, None)
+    image = images_lib.read_image(path, None)
     expected = grey if path.name.startswith('grey') else rgb
     assert image.shape == expected.shape, path
     assert np.abs(np.int32(image) - expected).max() <= 10, path
@@ -533,7 +537,7 @@ def test_mask_values_and_sizes(tmp_path):
   path = layout_helpers.save(tmp_path / 'a.png', array)
   expected = np.array([[1, 0], [0, 1]], np.uint8)
   for size in (None, 2, 4, 8, 16):
-    mask = records.read_mask(path, size)
+    mask = images_lib.read_mask(path, size)
     side = size or 8
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(
@@ -546,36 +550,36 @@ def test_jpeg_mask_has_no_rim_of_noise(tmp_path):
   array[20:41, 13:37] = 255
   path = layout_helpers.save(tmp_path / 'a.jpg', array, quality=70)
   assert np.asarray(Image.open(path))[array == 0].any()  # The noise.
-  mask = records.read_mask(path, None)
+  mask = images_lib.read_mask(path, None)
   np.testing.assert_array_equal(mask[..., 0], array > 0)
 
 
-@pytest.mark.parametrize('read', [records.read_image, records.read_mask])
+@pytest.mark.parametrize('read', [images_lib.read_image, images_lib.read_mask])
 def test_reading_names_the_file(tmp_path, read):
-  with pytest.raises(records.BadImageError, match='no such file'):
+  with pytest.raises(files.BadImageError, match='no such file'):
     read(tmp_path / 'gone.png', 8)
   (tmp_path / 'text.png').write_text('hello')
-  with pytest.raises(records.BadImageError) as error:
+  with pytest.raises(files.BadImageError) as error:
     read(tmp_path / 'text.png', 8)
   assert str(tmp_path / 'text.png') in str(error.value)
   assert '5 bytes' in str(error.value)
 
 
 def test_load_arrays(root):
-  test = records.list_mvtec(root, 'nut').test
-  images, masks = records.load_arrays(test, 8, num_threads=3)
+  test = layouts.list_mvtec(root, 'nut').test
+  images, masks = images_lib.load_arrays(test, 8, num_threads=3)
   assert images.shape == (5, 8, 8, 3) and images.dtype == np.uint8
   assert masks.shape == (5, 8, 8, 1) and masks.dtype == np.uint8
   for i, record in enumerate(test):
     np.testing.assert_array_equal(
-      images[i], records.read_image(record.image, 8)
+      images[i], images_lib.read_image(record.image, 8)
     )
     assert masks[i].any() == bool(record.label)
-  images, masks = records.load_arrays((), 8)
+  images, masks = images_lib.load_arrays((), 8)
   assert images.shape == (0, 8, 8, 3) and masks.shape == (0, 8, 8, 1)
   _text(root / 'nut/test/dent/000.PNG')
-  with pytest.raises(records.BadImageError, match='000.PNG'):
-    records.load_arrays(test, 8)
+  with pytest.raises(files.BadImageError, match='000.PNG'):
+    images_lib.load_arrays(test, 8)
 
 
 # Splitting.
@@ -634,7 +638,7 @@ def test_textures_at_any_depth(tmp_path):
   layout_helpers.save(tmp_path / '.hidden/c.png', layout_helpers.picture())
   (tmp_path / 'labels.txt').write_text('x')
   (tmp_path / 'images/loop').symlink_to(tmp_path)
-  found = records.list_textures(tmp_path)
+  found = textures_lib.list_textures(tmp_path)
   assert found == (
     str(tmp_path / 'images/a.PNG'),
     str(tmp_path / 'images/wood/b.jpg'),
@@ -643,9 +647,9 @@ def test_textures_at_any_depth(tmp_path):
 
 def test_no_textures(tmp_path):
   with pytest.raises(FileNotFoundError, match='found nothing'):
-    records.list_textures(tmp_path / 'dtd')
+    textures_lib.list_textures(tmp_path / 'dtd')
   with pytest.raises(ValueError, match='--config.data.textures'):
-    records.list_textures(tmp_path)
+    textures_lib.list_textures(tmp_path)
 
 
 def test_textures_are_cut_at_the_centre(tmp_path):
@@ -653,7 +657,7 @@ def test_textures_are_cut_at_the_centre(tmp_path):
   array = np.zeros((20, 60, 3), np.uint8)
   array[:, :20, 0] = array[:, 20:40, 1] = array[:, 40:, 2] = 250
   path = layout_helpers.save(tmp_path / 'a.png', array)
-  (texture,) = records.load_textures([str(path)], 10)
+  (texture,) = textures_lib.load_textures([str(path)], 10)
   assert texture.shape == (10, 10, 3) and texture.dtype == np.uint8
   # The filter that shrinks reaches one pixel beyond the cut.
   np.testing.assert_array_equal(texture[:, 1:-1, 1], 250)
@@ -666,10 +670,12 @@ def test_limited_textures_are_a_fixed_choice(tmp_path):
     layout_helpers.save(
       tmp_path / f'{i}.png', np.full((4, 4, 3), 10 * i, np.uint8)
     )
-  paths = records.list_textures(tmp_path)
+  paths = textures_lib.list_textures(tmp_path)
 
   def chosen(paths, limit, seed):
-    return records.load_textures(paths, 4, limit, seed)[:, 0, 0, 0].tolist()
+    return textures_lib.load_textures(paths, 4, limit, seed)[
+      :, 0, 0, 0
+    ].tolist()
 
   few = chosen(paths, 4, 0)
   assert len(set(few)) == 4
@@ -682,9 +688,9 @@ def test_limited_textures_are_a_fixed_choice(tmp_path):
 def test_a_bad_texture_is_named(tmp_path):
   (tmp_path / 'a.png').write_text('x')
   with pytest.raises(
-    records.BadImageError, match='a.png.*Remove it from the textures'
+    files.BadImageError, match='a.png.*Remove it from the textures'
   ):
-    records.load_textures(records.list_textures(tmp_path), 4)
+    textures_lib.load_textures(textures_lib.list_textures(tmp_path), 4)
 
 
 # Real images.
@@ -696,17 +702,17 @@ def test_a_bad_texture_is_named(tmp_path):
   [('screw', (320, 41, 119)), ('toothbrush', (48, 12, 30))],
 )
 def test_real_counts(category, counts, warnings):
-  dataset = records.list_mvtec(os.path.join(DATA, 'mvtec'), category)
+  dataset = layouts.list_mvtec(os.path.join(DATA, 'mvtec'), category)
   labels = [record.label for record in dataset.test]
   assert (len(dataset.train), labels.count(0), labels.count(1)) == counts
   assert not warnings
-  assert records.validate(dataset.test) == dataset.test
-  _, masks = records.load_arrays(dataset.test, 64)
+  assert images_lib.validate(dataset.test) == dataset.test
+  _, masks = images_lib.load_arrays(dataset.test, 64)
   assert masks.max(axis=(1, 2, 3)).tolist() == labels
 
 
 @needs_data
 def test_real_textures():
-  paths = records.list_textures(os.path.join(DATA, 'dtd'))
+  paths = textures_lib.list_textures(os.path.join(DATA, 'dtd'))
   assert len(paths) == 1200
-  assert records.load_textures(paths, 64, 20).std(axis=(1, 2)).max() > 20
+  assert textures_lib.load_textures(paths, 64, 20).std(axis=(1, 2)).max() > 20

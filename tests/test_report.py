@@ -19,17 +19,17 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import record_writer
 from tensorboard.util import tensor_util
 
-from dmdd_jax import anchors
-from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import report
-from dmdd_jax import report_charts
-from dmdd_jax import report_data
-from dmdd_jax import steps
 from dmdd_jax.data import records as records_lib
-from dmdd_jax.metrics import maps as maps_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.metrics import store as store_lib
+from dmdd_jax.report import archive as archive_lib
+from dmdd_jax.report import charts
+from dmdd_jax.report import page as page_lib
+from dmdd_jax.report import published
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import score as score_lib
 
 SIDE = 32
 NASTY = '</script><img src=x onerror="document.title=\'broken\'">&{{title}}.png'
@@ -44,8 +44,8 @@ def make_category(folder, name='toy', good=4, defective=4, **changes):
   rng = np.random.default_rng(0)
   records, scores = [], []
   picture = rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
-  thumbnail = report_data.encode_image(picture)
-  with maps_lib.MapStore() as store:
+  thumbnail = archive_lib.encode_image(picture)
+  with store_lib.MapStore() as store:
     for label, count in ((0, good), (1, defective)):
       kind = ('good', 'scratch')[label]
       for i in range(count):
@@ -65,13 +65,13 @@ def make_category(folder, name='toy', good=4, defective=4, **changes):
     scores = np.array(scores, np.float32)
     labels = np.array([record.label for record in records])
     calibration = calibration_lib.Calibration(
-      steps.Fusion(), *(changes.pop('threshold', 2.5),) * 2, 1.0, 4
+      score_lib.Fusion(), *(changes.pop('threshold', 2.5),) * 2, 1.0, 4
     )
     found = results_lib.compute(store, None, scores, labels)
     found |= {'maps_mean': {}, 'at_threshold': {}, 'category': name}
     found |= {'calibration': calibration.to_dict(), 'step': 7, **changes}
     results_lib.write_json(os.path.join(folder, 'results.json'), found)
-    report_data.write(
+    archive_lib.write(
       folder,
       '/data',
       records,
@@ -91,7 +91,7 @@ def _text(path):
 def test_scores_csv_has_a_row_per_image(tmp_path):
   make_category(tmp_path)
   rows = list(csv.DictReader(io.StringIO(_text(tmp_path / 'scores.csv'))))
-  assert len(rows) == 8 and tuple(rows[0]) == report_data.FIELDS
+  assert len(rows) == 8 and tuple(rows[0]) == archive_lib.FIELDS
   assert rows[0] == {
     'file': 'toy/test/good/0000.png',
     'defect': 'good',
@@ -107,7 +107,7 @@ def test_scores_csv_has_a_row_per_image(tmp_path):
 
 def test_the_archive_reads_back(tmp_path):
   make_category(tmp_path)
-  archive = report_data.open_archive(tmp_path)
+  archive = archive_lib.open_archive(tmp_path)
   image, shades = (Image.open(io.BytesIO(d)) for d in archive.read(5))
   archive.close()
   assert image.size == shades.size == (SIDE, SIDE)
@@ -126,7 +126,7 @@ def test_an_outline_encloses_the_area():
   mask[0:8, 56:64] = 1  # In a corner: closed along the borders.
   points = [
     np.cumsum(np.array(re.findall(r'-?\d+', part), int).reshape(-1, 2), axis=0)
-    for part in report_data.outline(mask, 0.5).split('M')[1:]
+    for part in archive_lib.outline(mask, 0.5).split('M')[1:]
   ]
   areas = sorted(
     abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2 / 64
@@ -139,29 +139,29 @@ def test_an_outline_encloses_the_area():
 
 def test_no_outline_where_nothing_or_everything_is_found():
   ones = np.ones((8, 8), np.float32)
-  assert report_data.outline(ones, 2.0) == ''
-  assert report_data.outline(ones, math.nan) == ''
-  assert report_data.outline(ones, 0.5) == 'M0 0h512v512h-512z'
+  assert archive_lib.outline(ones, 2.0) == ''
+  assert archive_lib.outline(ones, math.nan) == ''
+  assert archive_lib.outline(ones, 0.5) == 'M0 0h512v512h-512z'
 
 
 def test_small_defects_survive_the_thumbnail(tmp_path):
-  with maps_lib.MapStore() as store:
+  with store_lib.MapStore() as store:
     mask = np.zeros((1024, 1024), np.uint8)
     mask[701, 333] = 1
     store.append(mask.astype(np.float32), mask)
     record = records_lib.Record('/d/a.png', '/d/m.png', 1, 'dot')
     one = np.ones(1, np.float32)
     calibration = calibration_lib.uncalibrated(_fusion_config())
-    report_data.write(
+    archive_lib.write(
       tmp_path,
       '',
       [record],
       {'map': one, 'maps_mean': one},
       store,
-      [report_data.encode_image(np.zeros((1024, 512, 3), np.uint8))],
+      [archive_lib.encode_image(np.zeros((1024, 512, 3), np.uint8))],
       calibration,
     )
-  archive = report_data.open_archive(tmp_path)
+  archive = archive_lib.open_archive(tmp_path)
   assert Image.open(io.BytesIO(archive.read(0)[0])).size == (128, 256)
   archive.close()
   assert archive.items[0]['truth'] and archive.items[0]['found'] is None
@@ -225,22 +225,20 @@ def test_training_curves_of_a_run_that_went_on(tmp_path):
   second = _log(tmp_path, [(2, 7.0), (3, 6.0)], '.b')
   _log(tmp_path, [(4, 1.0)], '.c', plugin='images')
   os.utime(first, (1, 1))
-  assert report.read_scalars(tmp_path) == {
+  assert page_lib.read_scalars(tmp_path) == {
     'train/loss': ([1, 2, 3], [9.0, 7.0, 6.0])
   }
   # A file that breaks off in the middle of a record, as a killed run leaves it.
   second.write_bytes(second.read_bytes()[:-5])
-  assert report.read_scalars(tmp_path)['train/loss'][0] == [1, 2]
+  assert page_lib.read_scalars(tmp_path)['train/loss'][0] == [1, 2]
 
 
 def test_charts_are_well_formed_and_escaped():
-  line = report_charts.Line('<a & "b">', [1, 2, 3], [0.5, 0.0, 2.0])
+  line = charts.Line('<a & "b">', [1, 2, 3], [0.5, 0.0, 2.0])
   for chart in (
-    report_charts.lines('a<b', [line], x_label='<x>', y_label='&', log=True),
-    report_charts.lines(
-      'one', [report_charts.Line('p', [5], [5])], x_label='', y_label=''
-    ),
-    report_charts.histogram(
+    charts.lines('a<b', [line], x_label='<x>', y_label='&', log=True),
+    charts.lines('one', [charts.Line('p', [5], [5])], x_label='', y_label=''),
+    charts.histogram(
       'h', [('<g>', [1.0, 1.0]), ('d', [])], x_label='s', threshold=math.nan
     ),
   ):
@@ -250,7 +248,7 @@ def test_charts_are_well_formed_and_escaped():
 
 
 def test_bars_of_the_histogram_count_every_image():
-  chart = report_charts.histogram(
+  chart = charts.histogram(
     'h', [('good', [0.0, 0.0, 1.0]), ('bad', [5.0])], x_label='s', threshold=3.0
   )
   heights = [float(h) for h in re.findall(r'height="([\d.]+)"', chart)]
@@ -263,7 +261,7 @@ def test_the_page_says_what_is_on_disk(tmp_path):
   make_category(tmp_path / 'screw', 'screw')
   make_category(tmp_path / 'mine', 'mine', good=6)
   _log(tmp_path / 'screw', [(1, 9.0), (2, 8.0)], '.a')
-  path = report.write(tmp_path)
+  path = page_lib.write(tmp_path)
   assert path == str(tmp_path / 'report.html')
   page = _text(path)
   assert page.count('<details') == 2 and '{{' not in page.split('<script>')[0]
@@ -275,7 +273,7 @@ def test_the_page_says_what_is_on_disk(tmp_path):
   ):
     assert page.count(f'<figcaption>{title}') == 2
   assert page.count('<figcaption>Training losses') == 1
-  for anchor in anchors.ANCHORS:
+  for anchor in published.ANCHORS:
     assert anchor.name in page and anchor.differs in page
   assert '98.85' in page and '96.13' in page
   # Their figures of screw, and no mean of ours over two categories.
@@ -290,16 +288,16 @@ def test_the_page_says_what_is_on_disk(tmp_path):
 def test_a_mean_stands_beside_theirs_where_all_were_run():
   found = {'image_auroc': 0.5, 'pixel_auroc': 0.25, 'au_pro': 0.75}
   categories = [
-    report.Category(name, {**found, 'category': name}, [], None, {})
-    for name in anchors.MVTEC_AD
+    page_lib.Category(name, {**found, 'category': name}, [], None, {})
+    for name in published.MVTEC_AD
   ]
-  own = re.search(r'class="own">(.*?)</tr>', report.anchors_table(categories))
+  own = re.search(r'class="own">(.*?)</tr>', page_lib.anchors_table(categories))
   assert re.findall('>([0-9.]+)<', own[1]) == ['50.00', '25.00', '75.00'] * 3
 
 
 def test_names_cannot_break_out(tmp_path):
   make_category(tmp_path / 'a', '<b>&"name"</b>', paths={0: f'/data/a/{NASTY}'})
-  page = _text(report.write(tmp_path))
+  page = _text(page_lib.write(tmp_path))
   assert '<b>&"name"' not in page and '<img src=x' not in page
   assert '</script><img' not in page
   data = re.search(r'id="gallery-data">(.*?)</script>', page)[1]
@@ -308,11 +306,11 @@ def test_names_cannot_break_out(tmp_path):
 
 def test_images_in_the_page_are_those_on_disk(tmp_path):
   make_category(tmp_path, good=30, defective=30)  # Two chunks.
-  page = _text(report.write(tmp_path))
+  page = _text(page_lib.write(tmp_path))
   chunks = re.findall(r'id="chunk-\d">(.*?)</script>', page, re.DOTALL)
   lines = '\n'.join(chunks).split('\n')
   assert len(chunks) == 2 and len(lines) == 60
-  archive = report_data.open_archive(tmp_path)
+  archive = archive_lib.open_archive(tmp_path)
   for index in (0, 41, 59):
     image, shades, found, truth = lines[index].split('|')
     assert (base64.b64decode(image), base64.b64decode(shades)) == (
@@ -326,11 +324,11 @@ def test_images_in_the_page_are_those_on_disk(tmp_path):
 def test_parts_that_are_missing_are_left_out(tmp_path):
   make_category(tmp_path)
   os.remove(tmp_path / 'report_data.zip')
-  page = _text(report.write(tmp_path))
+  page = _text(page_lib.write(tmp_path))
   assert 'evaluate again' in page and 'Image scores' in page
   assert 'ROC of the pixels' not in page
   os.remove(tmp_path / 'scores.csv')
-  assert 'Image scores' not in _text(report.write(tmp_path))
+  assert 'Image scores' not in _text(page_lib.write(tmp_path))
 
 
 def test_scores_of_another_evaluation_make_no_gallery(tmp_path):
@@ -338,27 +336,27 @@ def test_scores_of_another_evaluation_make_no_gallery(tmp_path):
   os.rename(tmp_path / 'report_data.zip', tmp_path / 'old')
   make_category(tmp_path, good=5)
   os.rename(tmp_path / 'old', tmp_path / 'report_data.zip')
-  assert '"items":[]' in _text(report.write(tmp_path))
+  assert '"items":[]' in _text(page_lib.write(tmp_path))
 
 
 def test_faults_are_named_and_never_lose_results(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'holds no results\.json'):
-    report.write(tmp_path)
+    page_lib.write(tmp_path)
   make_category(tmp_path)
   (tmp_path / 'report_data.zip').write_text('no zip')
   with pytest.raises(ValueError, match=r'report_data\.zip cannot be read'):
-    report.write(tmp_path)
-  assert report.try_write(tmp_path, [tmp_path]) is None
+    page_lib.write(tmp_path)
+  assert page_lib.try_write(tmp_path, [tmp_path]) is None
   (tmp_path / 'scores.csv').write_text('a,b\n1,2\n')
   with pytest.raises(ValueError, match=r'scores\.csv is no table'):
-    report.write(tmp_path)
+    page_lib.write(tmp_path)
 
 
 def test_without_thresholds_there_are_no_verdicts(tmp_path):
   make_category(tmp_path, threshold=math.nan)
-  rows = report_data.read_scores(tmp_path)
+  rows = archive_lib.read_scores(tmp_path)
   assert {row['verdict'] for row in rows} == {'uncalibrated'}
-  page = _text(report.write(tmp_path))
+  page = _text(page_lib.write(tmp_path))
   assert 'NaN' not in page and '"threshold":null' in page
   assert 'false alarms</dt>' in page or '<dt>missed' not in page
 
@@ -371,7 +369,7 @@ def site(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   make_category(folder / 'a', 'a')
   make_category(folder / 'b', 'b', paths={0: f'/data/b/{NASTY}'})
-  return report.write(folder)
+  return page_lib.write(folder)
 
 
 @pytest.fixture
@@ -578,14 +576,14 @@ def _luminance(rgb):
 
 def _repeat(folder, times):
   """Makes a category of few images one of many, quickly."""
-  rows = report_data.read_scores(folder)
+  rows = archive_lib.read_scores(folder)
   many = [
     {**row, 'file': f'{copy}/{row["file"]}', 'score': row['score'] + copy / 100}
     for copy in range(times)
     for row in rows
   ]
   with open(folder / 'scores.csv', 'w', newline='') as file:
-    table = csv.DictWriter(file, report_data.FIELDS)
+    table = csv.DictWriter(file, archive_lib.FIELDS)
     table.writeheader()
     table.writerows(many)
   with zipfile.ZipFile(folder / 'report_data.zip') as old:
@@ -607,7 +605,7 @@ def _repeat(folder, times):
 def test_two_thousand_images_are_lazy(open_page, tmp_path):
   make_category(tmp_path, good=20, defective=20)
   _repeat(tmp_path, 50)
-  page = open_page(report.write(tmp_path))
+  page = open_page(page_lib.write(tmp_path))
   page.wait_for_selector('#cards .base')
   assert page.locator('#cards li').count() == 2000
   assert page.locator('#cards .base').count() < 150

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmdd_jax import pretrained
+from dmdd_jax.models import pretrained
 from dmdd_jax.models import resnet
 
 HERE = pathlib.Path(__file__).parent

@@ -21,9 +21,9 @@ pytest.importorskip('fastapi', reason='the extra serve is not installed')
 pytest.importorskip('uvicorn', reason='the extra serve is not installed')
 httpx = pytest.importorskip('httpx2', reason='httpx2 is not installed')
 
-from dmdd_jax import serve  # noqa: E402
-from dmdd_jax import serve_load  # noqa: E402
-from dmdd_jax import serve_models  # noqa: E402
+from dmdd_jax.serve import app as serve_app  # noqa: E402
+from dmdd_jax.serve import load  # noqa: E402
+from dmdd_jax.serve import models as serve_models  # noqa: E402
 
 SIDE = 16
 
@@ -55,7 +55,7 @@ def serving(models=None, **options):
   """Runs a server in a thread; gives its address."""
   import uvicorn
 
-  app = serve.create_app(models or [make_model()], **options)
+  app = serve_app.create_app(models or [make_model()], **options)
   with socket.socket() as listener:
     listener.bind(('127.0.0.1', 0))
     address = f'http://127.0.0.1:{listener.getsockname()[1]}'
@@ -75,7 +75,7 @@ def serving(models=None, **options):
 
 @pytest.fixture(scope='module')
 def address():
-  limits = serve.Limits(bytes=2**18, pixels=10**6, seconds=5.0)
+  limits = serve_app.Limits(bytes=2**18, pixels=10**6, seconds=5.0)
   with serving(limits=limits) as found:
     yield found
 
@@ -126,8 +126,8 @@ def test_the_map_as_floats_or_not_at_all(address):
     (b'no picture', 415, 'is none of PNG'),
     (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 415, 'is none of'),
     (png()[:-40], 415, 'cannot be decoded'),
-    (serve_load.bomb(2000, 2000), 413, '2000 x 2000'),
-    (serve_load.bomb(60000, 60000), 413, 'pixels'),
+    (load.bomb(2000, 2000), 413, '2000 x 2000'),
+    (load.bomb(60000, 60000), 413, 'pixels'),
     (b'\x00' * (2**18 + 1), 413, 'bytes at most'),
     (b'\x00' * 2**20, 413, 'bytes at most'),
   ],
@@ -241,7 +241,7 @@ def test_concurrent_requests_share_calls_and_keep_their_answers():
   levels = [index % 120 for index in range(120)]
   models = [make_model(seconds=0.02)]
   with serving(
-    models, limits=serve.Limits(waiting=200, seconds=600)
+    models, limits=serve_app.Limits(waiting=200, seconds=600)
   ) as address:
     answers = asyncio.run(_many(address, [png(x) for x in levels], 120))
     calls = _metric(address, 'dmdd_batch_images_count')
@@ -255,7 +255,9 @@ def test_concurrent_requests_share_calls_and_keep_their_answers():
 def test_every_request_is_answered_when_too_many_come():
   contents = [png()] * 300
   models = [make_model(seconds=0.05)]
-  with serving(models, limits=serve.Limits(waiting=4, seconds=600)) as address:
+  with serving(
+    models, limits=serve_app.Limits(waiting=4, seconds=600)
+  ) as address:
     answers = asyncio.run(_many(address, contents, 300))
     found = [answer.status_code for answer in answers]
     assert set(found) == {200, 503} and len(found) == 300
@@ -265,12 +267,12 @@ def test_every_request_is_answered_when_too_many_come():
 
 
 def test_every_one_of_200_good_and_hostile_requests_is_answered():
-  requests = serve_load.requests(png(), 200, hostile=True, pause=0.05)
+  requests = load.requests(png(), 200, hostile=True, pause=0.05)
   models = [make_model(seconds=0.01)]
-  limits = serve.Limits(waiting=150, seconds=2.0)
+  limits = serve_app.Limits(waiting=150, seconds=2.0)
   with serving(models, limits=limits) as address:
     url = f'{address}/v1/inspect'
-    answers = asyncio.run(serve_load.send_all(url, requests, clients=200))
+    answers = asyncio.run(load.send_all(url, requests, clients=200))
     counted = _metric(address, 'dmdd_request_seconds_count')
     memory = _metric(address, 'process_resident_memory_bytes')
     assert _metric(address, 'dmdd_waiting_requests') == 0
@@ -299,16 +301,16 @@ def test_a_request_without_an_answer_is_counted():
   with socket.socket() as listener:  # Does not listen.
     listener.bind(('127.0.0.1', 0))
     url = f'http://127.0.0.1:{listener.getsockname()[1]}/v1/inspect'
-    requests = serve_load.requests(png(), 3)
-    answers = asyncio.run(serve_load.send_all(url, requests, clients=2))
-  assert serve_load.summarize(answers) == {
+    requests = load.requests(png(), 3)
+    answers = asyncio.run(load.send_all(url, requests, clients=2))
+  assert load.summarize(answers) == {
     'answers': {'image': {'none': 3}},
     'unanswered': 3,
     'p50': None,
     'p99': None,
   }
   with pytest.raises(ValueError, match='HOST:PORT'):
-    asyncio.run(serve_load.send_all('127.0.0.1:8000', requests, clients=2))
+    asyncio.run(load.send_all('127.0.0.1:8000', requests, clients=2))
 
 
 def test_several_categories():
@@ -328,9 +330,9 @@ def test_several_categories():
 
 def test_categories_must_differ():
   with pytest.raises(ValueError, match='different categories'):
-    serve.create_app([make_model(), make_model()])
+    serve_app.create_app([make_model(), make_model()])
   with pytest.raises(ValueError, match='at least one'):
-    serve.create_app([])
+    serve_app.create_app([])
 
 
 def test_the_token_guards_what_is_said_of_images():
@@ -391,9 +393,9 @@ def test_what_is_running_is_answered_when_the_server_is_stopped():
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 import test_serve
-from dmdd_jax import serve
-app = serve.create_app([test_serve.make_model(seconds=3)])
-serve.run(app, port=int(sys.argv[1]))
+from dmdd_jax.serve import app as serve_app
+app = serve_app.create_app([test_serve.make_model(seconds=3)])
+serve_app.run(app, port=int(sys.argv[1]))
 """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))

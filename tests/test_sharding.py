@@ -40,7 +40,9 @@ import json
 import jax
 import numpy as np
 import model_helpers
-from dmdd_jax import sharding, steps, train_state
+from dmdd_jax import sharding
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import steps, train_state
 from dmdd_jax.models import dmdd, resnet
 
 resnet.SPECS['resnet18'] = resnet.Spec((1, 1, 1, 1), bottleneck=False)
@@ -63,9 +65,9 @@ def train(devices):
   for _ in range(5):
     state, found = step(state, rows)
     metrics.append(jax.device_get(found))
-  predict = steps.make_predict_step(config, model, mesh)
+  predict = score_lib.make_predict_step(config, model, mesh)
   prediction = predict(
-    train_state.variables(state), steps.Fusion(maps_weight=1.0),
+    train_state.variables(state), score_lib.Fusion(maps_weight=1.0),
     sharding.to_global(mesh, {'image': images})['image'],
   )
   return metrics, state, prediction, rows

@@ -15,12 +15,13 @@ import optax
 import pytest
 from scipy import ndimage
 
-from dmdd_jax import losses
 from dmdd_jax import sharding
-from dmdd_jax import steps
-from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import resnet
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import losses
+from dmdd_jax.training import steps
+from dmdd_jax.training import train_state
 
 
 def numpy_distance(a, b):
@@ -518,7 +519,7 @@ def test_order_of_rows_does_not_matter(programme, distilled):
 
 
 def test_fusion_by_hand():
-  fusion = steps.Fusion(
+  fusion = score_lib.Fusion(
     head_center=1.0,
     head_scale=2.0,
     maps_center=0.1,
@@ -529,8 +530,8 @@ def test_fusion_by_hand():
   )
   # 3 * (5 - 1) / 2 + .5 * (.5 - .1) / .2, and 2 * ... of the score.
   assert fusion(np.array(5.0), np.array(0.5)) == pytest.approx(7.0)
-  assert fusion.scored(np.array(5.0), np.array(0.5)) == pytest.approx(5.0)
-  assert steps.Fusion()(np.array(5.0), np.array(0.5)) == 5.0
+  assert fusion.score_map(np.array(5.0), np.array(0.5)) == pytest.approx(5.0)
+  assert score_lib.Fusion()(np.array(5.0), np.array(0.5)) == 5.0
 
 
 def test_image_score_is_the_mean_of_the_highest():
@@ -538,18 +539,20 @@ def test_image_score_is_the_mean_of_the_highest():
   for top in (1, 4, 35):
     expected = np.sort(maps.reshape(3, -1), axis=1)[:, -top:].mean(axis=1)
     np.testing.assert_allclose(
-      steps.image_score(jnp.asarray(maps), top), expected, rtol=1e-5
+      score_lib.image_score(jnp.asarray(maps), top), expected, rtol=1e-5
     )
   # Fewer pixels than asked for: the mean of all.
   np.testing.assert_allclose(
-    steps.image_score(jnp.asarray(maps), 100), maps.mean(axis=(1, 2)), atol=1e-6
+    score_lib.image_score(jnp.asarray(maps), 100),
+    maps.mean(axis=(1, 2)),
+    atol=1e-6,
   )
 
 
 @pytest.mark.parametrize('top', [0, -1])
 def test_image_score_of_no_pixel_is_refused(top):
   with pytest.raises(ValueError, match='score_top_pixels must be >= 1'):
-    steps.image_score(jnp.zeros((1, 2, 2)), top)
+    score_lib.image_score(jnp.zeros((1, 2, 2)), top)
 
 
 @pytest.mark.parametrize(
@@ -565,16 +568,16 @@ def test_smooth_equals_scipy(shape, sigma):
     )
     for m in maps
   ]
-  found = steps.smooth(jnp.asarray(maps), sigma)
+  found = score_lib.smooth(jnp.asarray(maps), sigma)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_smooth_of_nothing_and_of_the_impossible():
   maps = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4)))
-  np.testing.assert_array_equal(steps.smooth(maps, 0.0), maps)
+  np.testing.assert_array_equal(score_lib.smooth(maps, 0.0), maps)
   with pytest.raises(ValueError, match='smoothing_sigma must be >= 0, is -1'):
-    steps.smooth(maps, -1.0)
+    score_lib.smooth(maps, -1.0)
 
 
 # --- prediction --------------------------------------------------------------
@@ -612,8 +615,8 @@ def test_prediction_of_a_known_model(sigma):
     eval__score_top_pixels=5, eval__smoothing_sigma=sigma
   )
   images = np.random.default_rng(0).uniform(size=(2, 12, 12, 3)).astype('f')
-  fusion = steps.Fusion(0.5, 2.0, 0.25, 0.125, 1.0, 0.75, 0.25)
-  found = steps.make_predict_step(
+  fusion = score_lib.Fusion(0.5, 2.0, 0.25, 0.125, 1.0, 0.75, 0.25)
+  found = score_lib.make_predict_step(
     config, FakePredictor(), sharding.make_mesh(jax.devices()[:1])
   )({'scale': 10.0}, fusion, images)
 
@@ -634,7 +637,7 @@ def test_prediction_of_a_known_model(sigma):
   np.testing.assert_allclose(found.distance, distance, **close)
   np.testing.assert_allclose(found.map, head + 0.75 * maps, **close)
   scored = score(0.25 * head + 0.75 * maps)
-  np.testing.assert_allclose(found.score, scored, **close)
+  np.testing.assert_allclose(found.image_score, scored, **close)
   np.testing.assert_allclose(found.maps_mean_score, score(maps_mean), **close)
   assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype('float32')}
 
@@ -644,11 +647,11 @@ def test_predicting_bytes_equals_predicting_fractions():
   images = np.random.default_rng(5).integers(0, 256, (2, 12, 12, 3), np.uint8)
   predict = jax.jit(
     functools.partial(
-      steps.predict_step,
+      score_lib.predict_step,
       FakePredictor(),
       config.eval,
       {'scale': 10.0},
-      steps.Fusion(maps_weight=1.0),
+      score_lib.Fusion(maps_weight=1.0),
     )
   )
   found = predict(images)
@@ -659,11 +662,11 @@ def test_predicting_bytes_equals_predicting_fractions():
 
 @pytest.fixture(scope='module')
 def predict(programme):
-  predict = steps.make_predict_step(
+  predict = score_lib.make_predict_step(
     programme.config, programme.model, programme.mesh
   )
   variables = train_state.variables(programme.fresh_state())
-  fusion = steps.Fusion(0.1, 0.5, 0.2, 0.25, 1.0, 1.0)
+  fusion = score_lib.Fusion(0.1, 0.5, 0.2, 0.25, 1.0, 1.0)
   return lambda images: jax.device_get(predict(variables, fusion, images))
 
 
@@ -675,12 +678,12 @@ def pictures():
 
 def test_padding_does_not_change_the_other_rows(predict, pictures):
   full, padded = predict(pictures), pictures.copy()
-  assert full.map.shape == (4, 32, 32) and full.score.shape == (4,)
+  assert full.map.shape == (4, 32, 32) and full.image_score.shape == (4,)
   padded[2:] = 0
   found = predict(padded)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(full)):
     np.testing.assert_array_equal(a[:2], b[:2])
-  assert np.any(found.score[2:] != full.score[2:])
+  assert np.any(found.image_score[2:] != full.image_score[2:])
 
 
 def test_a_head_is_trained_from_its_first_step_on():

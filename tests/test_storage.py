@@ -13,15 +13,15 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
 import test_report
 
-from dmdd_jax import calibration
-from dmdd_jax import faults
-from dmdd_jax import report
-from dmdd_jax import steps
+from dmdd_jax import run as run_lib
 from dmdd_jax import storage
-from dmdd_jax import train
-from dmdd_jax import visualize
-from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.report import overlays
+from dmdd_jax.report import page
+from dmdd_jax.scoring import calibration
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import faults
 
 
 class FakeBucket:
@@ -90,7 +90,7 @@ def test_names_are_absolute_or_remote(monkeypatch, tmp_path):
 
 def test_tables_and_a_report_of_what_is_there(bucket):
   workdir = 'gs://bucket/run'
-  train._make_workdir(workdir)
+  run_lib._make_workdir(workdir)
   rows = {name: test_report.make_category(f'{workdir}/{name}') for name in 'ab'}
   results_lib.write_tables(rows, workdir)
   writer = event_file_writer.EventFileWriter(str(bucket / 'run/a'))
@@ -98,8 +98,8 @@ def test_tables_and_a_report_of_what_is_there(bucket):
   summary.value.add(tag='train/loss', simple_value=2.5)
   writer.add_event(event_pb2.Event(step=3, summary=summary))
   writer.close()
-  assert report.read_scalars(f'{workdir}/a') == {'train/loss': ([3], [2.5])}
-  assert report.write(workdir) == f'{workdir}/report.html'
+  assert page.read_scalars(f'{workdir}/a') == {'train/loss': ([3], [2.5])}
+  assert page.write(workdir) == f'{workdir}/report.html'
   names = {path.name for path in (bucket / 'run').iterdir()}
   tables = {'results.json', 'results.csv', 'results.md'}
   assert names == {'a', 'b', 'report.html', *tables}
@@ -107,13 +107,13 @@ def test_tables_and_a_report_of_what_is_there(bucket):
 
 def test_pictures_take_the_place_of_older_ones(bucket, tmp_path):
   root = program_helpers.write_data(tmp_path / 'data')
-  records = records_lib.list_mvtec(os.path.dirname(root), 'surface').test
+  records = layouts.list_mvtec(os.path.dirname(root), 'surface').test
   maps = np.random.default_rng(0).random((len(records), 32, 32), np.float32)
   scores = np.arange(len(records), dtype=np.float32)
-  fitted = calibration.Calibration(steps.Fusion(), 0.5, 0.5, 1.0, 4)
+  fitted = calibration.Calibration(score_lib.Fusion(), 0.5, 0.5, 1.0, 4)
   folder = 'gs://bucket/run/pictures'
   storage.write_text(f'{folder}/older.png', '')
-  paths = visualize.write_overlays(folder, records, maps, scores, fitted, 1)
+  paths = overlays.write_overlays(folder, records, maps, scores, fitted, 1)
   assert {path.rpartition('/')[2] for path in paths} == set(
     os.listdir(bucket / 'run/pictures')
   )
@@ -121,10 +121,10 @@ def test_pictures_take_the_place_of_older_ones(bucket, tmp_path):
 
 def test_a_finished_category_and_a_fault(bucket, monkeypatch):
   config, folder = program_helpers.tiny_run(''), 'gs://bucket/run/surface'
-  assert train.read_finished(config, folder) is None
+  assert run_lib.read_finished(config, folder) is None
   results = {'config': config.to_dict(), 'step': 6}
   results_lib.write_json(f'{folder}/results.json', results)
-  assert train.read_finished(config, folder)['step'] == 6
+  assert run_lib.read_finished(config, folder)['step'] == 6
   # TensorStore, which is not epath, writes checkpoints.
   for name in ('open_manager', 'save', 'close'):
     monkeypatch.setattr(faults.checkpoint, name, lambda *_, **options: None)

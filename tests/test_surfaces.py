@@ -9,8 +9,11 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
-from dmdd_jax.data import records
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import surfaces
+from dmdd_jax.data import textures as textures_lib
 
 SMALL = {'size': 48, 'train': 3, 'test_good': 2, 'per_defect': 2}
 ALL = surfaces.ORDINARY + surfaces.HELD_OUT
@@ -118,9 +121,9 @@ def test_pictures_depend_on_seed_name_and_size_alone():
 def test_the_set_is_a_valid_category(tmp_path):
   path = surfaces.write_surfaces(tmp_path, **SMALL)
   assert path == str(tmp_path / surfaces.CATEGORY)
-  dataset = records.list_mvtec(tmp_path, surfaces.CATEGORY)
+  dataset = layouts.list_mvtec(tmp_path, surfaces.CATEGORY)
   everything = dataset.train + dataset.test
-  assert records.validate(everything) == everything
+  assert images_lib.validate(everything) == everything
   assert len(dataset.train) == 3
   kinds = [record.defect for record in dataset.test]
   assert {kind: kinds.count(kind) for kind in kinds} == {
@@ -130,7 +133,7 @@ def test_the_set_is_a_valid_category(tmp_path):
     'dent': 2,
     'thread': 2,
   }
-  images, masks = records.load_arrays(dataset.test, 48)
+  images, masks = images_lib.load_arrays(dataset.test, 48)
   for i, record in enumerate(dataset.test):
     name = os.path.relpath(record.image, path).removesuffix('.png')
     defect = None if record.defect == 'good' else record.defect
@@ -223,7 +226,7 @@ def test_someone_elses_folder_is_not_overwritten(tmp_path):
     surfaces.write_surfaces(tmp_path, **SMALL)
   assert str(tmp_path / 'surface') in str(error.value)
   (tmp_path / 'surface' / surfaces.MARKER).write_text(json.dumps([1]))
-  with pytest.raises(records.DatasetError):
+  with pytest.raises(files.DatasetError):
     surfaces.write_surfaces(tmp_path, **SMALL)
   assert mine.read_bytes() == b'precious'
 
@@ -261,18 +264,18 @@ def test_masks_are_black_and_white_files(tmp_path):
 
 
 def test_textures_are_repeatable_one_by_one():
-  textures = surfaces.procedural_textures(14, 64, seed=2)
+  textures = textures_lib.procedural_textures(14, 64, seed=2)
   assert textures.shape == (14, 64, 64, 3) and textures.dtype == np.uint8
-  few = surfaces.procedural_textures(5, 64, seed=2)
+  few = textures_lib.procedural_textures(5, 64, seed=2)
   np.testing.assert_array_equal(textures[:5], few)
-  assert (surfaces.procedural_textures(5, 64, seed=3) != few).any()
-  assert surfaces.procedural_textures(0, 64).shape == (0, 64, 64, 3)
+  assert (textures_lib.procedural_textures(5, 64, seed=3) != few).any()
+  assert textures_lib.procedural_textures(0, 64).shape == (0, 64, 64, 3)
 
 
 @pytest.mark.parametrize('size', [32, 37, 128])
 def test_textures_are_textures(size):
   """None is flat, most have colour, and no two are alike."""
-  textures = surfaces.procedural_textures(48, size).astype(float)
+  textures = textures_lib.procedural_textures(48, size).astype(float)
   assert textures.std(axis=(1, 2)).max(axis=-1).min() > 8
   colour = textures.max(axis=-1) - textures.min(axis=-1)
   assert (colour.mean(axis=(1, 2)) > 10).mean() > 0.6

@@ -10,8 +10,8 @@ import numpy as np
 import program_helpers
 import pytest
 
-from dmdd_jax import preemption
-from dmdd_jax import sweep
+from dmdd_jax.launch import preemption
+from dmdd_jax.launch import sweep
 
 
 def _found(values):
@@ -135,7 +135,7 @@ else:
 """
 TOOL = """
 import os, runpy, subprocess, sys
-from dmdd_jax import sweep
+from dmdd_jax.launch import sweep
 def launch(command, log):
   folder, name = os.path.split(log)
   training = [sys.executable, '-c', os.environ['TRAINING']]

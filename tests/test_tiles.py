@@ -10,15 +10,16 @@ from PIL import Image
 import program_helpers
 import pytest
 
-from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import evaluate
 from dmdd_jax import predict
-from dmdd_jax import report_data
-from dmdd_jax import steps
+from dmdd_jax import run as run_lib
 from dmdd_jax import train
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
+from dmdd_jax.report import archive
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.scoring import score as score_lib
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -130,7 +131,7 @@ def _config(size, tile=32, **changes):
   )
 
 
-FUSION = steps.Fusion(0.1, 0.3, 0.2, 0.5, 1.0, 0.7, 0.2)
+FUSION = score_lib.Fusion(0.1, 0.3, 0.2, 0.5, 1.0, 0.7, 0.2)
 
 
 def _images(count, size):
@@ -140,30 +141,36 @@ def _images(count, size):
 
 @pytest.fixture
 def seen(monkeypatch):
-  """The jitted prediction functions made, and the shapes they were given."""
-  make, functions, shapes = steps.make_predict_step, [], []
+  """The jitted functions of tiles made, and the shapes they were given."""
+  make, functions, shapes = score_lib.make_measure_step, [], []
 
   def recording(*arguments):
     function = make(*arguments)
     functions.append(function)
 
-    def call(variables, fusion, images):
+    def call(variables, images):
       shapes.append(images.shape)
-      return function(variables, fusion, images)
+      return function(variables, images)
 
     return call
 
-  monkeypatch.setattr(steps, 'make_predict_step', recording)
+  monkeypatch.setattr(score_lib, 'make_measure_step', recording)
   return functions, shapes
 
 
 @pytest.mark.parametrize('sigma', [0.0, 1.5])
 def test_a_tile_that_is_the_image_changes_nothing(state, sigma):
-  whole = evaluate.Predictor(_config(32, 0, eval__smoothing_sigma=sigma))
-  tiled = evaluate.Predictor(_config(96, 32, eval__smoothing_sigma=sigma))
+  whole = predictor_lib.Predictor(_config(32, 0, eval__smoothing_sigma=sigma))
+  tiled = predictor_lib.Predictor(_config(96, 32, eval__smoothing_sigma=sigma))
   images = _images(3, 32)
   expected, found = (p(state, FUSION, images) for p in (whole, tiled))
-  for name in ('map', 'maps_mean', 'probability', 'score', 'maps_mean_score'):
+  for name in (
+    'map',
+    'maps_mean',
+    'probability',
+    'image_score',
+    'maps_mean_score',
+  ):
     a, b = getattr(expected, name), getattr(found, name)
     assert a.shape == b.shape and b.dtype == np.float32
     np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-6)
@@ -171,7 +178,7 @@ def test_a_tile_that_is_the_image_changes_nothing(state, sigma):
 
 def test_one_program_sees_tiles_alone_whatever_the_image(state, seen):
   functions, shapes = seen
-  predictor = evaluate.Predictor(_config(200))
+  predictor = predictor_lib.Predictor(_config(200))
   for size in (32, 75, 200):
     images = _images(predictor.images_at_once((size, size)), size)
     found = predictor(state, FUSION, images)
@@ -180,14 +187,14 @@ def test_one_program_sees_tiles_alone_whatever_the_image(state, seen):
 
 
 def test_maps_are_the_blend_of_what_each_tile_says(state):
-  predictor = evaluate.Predictor(_config(75))
-  alone = evaluate.Predictor(_config(32, 0))
+  predictor = predictor_lib.Predictor(_config(75))
+  alone = predictor_lib.Predictor(_config(32, 0))
   images = _images(2, 75)
-  found = evaluate.predict_images(predictor, state, FUSION, images)
+  found = predictor_lib.predict_images(predictor, state, FUSION, images)
   grid = tiles.Grid((75, 75), 32, 0.25)
   for n, image in enumerate(images):
     parts = np.stack([grid.cut(image, tile) for tile in range(len(grid))])
-    said = evaluate.predict_images(alone, state, FUSION, parts)
+    said = predictor_lib.predict_images(alone, state, FUSION, parts)
     for name in ('map', 'maps_mean', 'distance', 'probability'):
       np.testing.assert_allclose(
         getattr(found, name)[n],
@@ -195,17 +202,17 @@ def test_maps_are_the_blend_of_what_each_tile_says(state):
         rtol=1e-4,
         atol=1e-5,
       )
-    scored = FUSION.scored(found.probability[n], found.distance[n])
+    scored = FUSION.score_map(found.probability[n], found.distance[n])
     top = map_files.top_mean(scored, 100)
-    assert found.score[n] == pytest.approx(top, rel=1e-6)
-    assert found.score[n] != pytest.approx(
+    assert found.image_score[n] == pytest.approx(top, rel=1e-6)
+    assert found.image_score[n] != pytest.approx(
       map_files.top_mean(found.map[n], 100), rel=1e-2
     )
 
 
 def test_memory_is_that_of_the_maps_and_a_batch_of_tiles(state, seen):
   _, shapes = seen
-  predictor = evaluate.Predictor(_config(512, data__tile_overlap=0.0))
+  predictor = predictor_lib.Predictor(_config(512, data__tile_overlap=0.0))
   image = _images(1, 512)
   predictor(state, FUSION, image[:, :32, :32])
   tracemalloc.start()
@@ -253,8 +260,8 @@ def test_a_run_on_tiles_from_training_to_prediction(tmp_path):
   assert data.images.shape == (6 * 9, 32, 32, 3)
   assert data.held_out.shape == (2, 72, 72, 3)
   assert data.textures.shape[1:] == (32, 32, 3)
-  _, summary = train.train_and_evaluate(config, str(workdir))
-  again = evaluate.evaluate_workdir(str(workdir), tmp_path / 'again')
+  _, summary = run_lib.train_and_evaluate(config, str(workdir))
+  again = run_lib.evaluate_workdir(str(workdir), tmp_path / 'again')
   image = next((folder / 'test/good').iterdir())
   output = tmp_path / 'out'
   predict.predict(str(workdir), str(image), str(output))
@@ -266,7 +273,7 @@ def test_a_run_on_tiles_from_training_to_prediction(tmp_path):
   # The same path in evaluation and prediction gives the same score.
   (scored,) = (
     scored
-    for scored in report_data.read_scores(workdir)
+    for scored in archive.read_scores(workdir)
     if image.samefile(tmp_path / 'data' / scored['file'])
   )
   assert row['score'] == pytest.approx(scored['score'], rel=1e-4)

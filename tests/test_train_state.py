@@ -6,8 +6,8 @@ import model_helpers
 import numpy as np
 import pytest
 
-from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import train_state
 
 # --- the state ---------------------------------------------------------------
 

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from dmdd_jax.data import surfaces
-from dmdd_jax.data import validation
+from dmdd_jax.data import textures as textures_lib
+from dmdd_jax.data import unseen
 
 SIZE = 64
 
 
 def _images(count=4):
-  return surfaces.procedural_textures(count, SIZE)
+  return textures_lib.procedural_textures(count, SIZE)
 
 
 def _pairs(images, count=40, **options):
-  return validation.pairs(images, **{'seed': 1, 'count': count, **options})
+  return unseen.pairs(images, **{'seed': 1, 'count': count, **options})
 
 
 def test_pairs_depend_on_the_arguments_alone():
@@ -47,16 +47,16 @@ def test_kinds_are_all_there_and_differ_within_an_image(monkeypatch, images):
     seen.append((int(image[0, 0, 0] * 256), kind))
     return image, np.zeros(image.shape[:2], np.uint8)
 
-  monkeypatch.setattr(validation, '_damage', note)
-  monkeypatch.setattr(validation, '_LIGHTING', 0.0)
+  monkeypatch.setattr(unseen, '_damage', note)
+  monkeypatch.setattr(unseen, '_LIGHTING', 0.0)
   shades = np.arange(images, dtype=np.uint8)[:, None, None, None]
   _pairs(np.broadcast_to(shades, (images, 8, 8, 3)), max(40, 4 * images))
   kinds = [kind for _, kind in seen]
-  often = [kinds.count(kind) for kind in validation.KINDS]
+  often = [kinds.count(kind) for kind in unseen.KINDS]
   assert min(often) > 0.3 * max(often)
   for image in range(images):
     own = [kind for which, kind in seen if which == image]
-    assert len(set(own)) == min(len(own), len(validation.KINDS))
+    assert len(set(own)) == min(len(own), len(unseen.KINDS))
 
 
 def test_of_more_images_than_pictures_some_are_drawn():
@@ -79,13 +79,13 @@ def test_outside_the_mask_only_the_light_differs_and_inside_more_does():
       assert np.mean(change[mask == 1] > 255 * 0.02 - 2) > 0.5
 
 
-@pytest.mark.parametrize('kind', validation.KINDS)
+@pytest.mark.parametrize('kind', unseen.KINDS)
 def test_every_kind_changes_a_small_part_of_a_picture(kind):
   image = _images(4)[2].astype(np.float32) / 255
   shares = []
   for seed in range(10):
     rng = np.random.default_rng(seed)
-    found, mask = validation._damage(rng, image, kind, None)
+    found, mask = unseen._damage(rng, image, kind, None)
     assert found.shape == image.shape
     np.testing.assert_array_equal(found[mask == 0], image[mask == 0])
     shares.append(mask.mean())

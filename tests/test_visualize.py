@@ -3,39 +3,39 @@
 import numpy as np
 import pytest
 
-from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import steps
-from dmdd_jax import visualize
+from dmdd_jax.report import overlays
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import score as score_lib
 
 
 def _calibration(threshold):
   return calibration_lib.Calibration(
-    steps.Fusion(), threshold, threshold, 1.0, 4
+    score_lib.Fusion(), threshold, threshold, 1.0, 4
   )
 
 
 def test_best_and_worst_of_each_label():
   scores = np.array([5.0, 1.0, 3.0, 2.0, 4.0, 0.0])
   labels = np.array([1, 1, 1, 0, 0, 0])
-  assert visualize.choose(scores, labels, 1) == [
+  assert overlays.choose(scores, labels, 1) == [
     ('defect_missed', 1),
     ('defect_found', 0),
     ('good_clear', 5),
     ('good_alarming', 4),
   ]
   # No image twice, however many are asked for.
-  chosen = visualize.choose(scores, labels, 9)
+  chosen = overlays.choose(scores, labels, 9)
   assert sorted(index for _, index in chosen) == list(range(6))
 
 
 def test_one_scale_holds_the_threshold():
   maps = [np.linspace(0, 1, 100).reshape(10, 10)]
-  low, high = visualize.color_range(maps, pixel_threshold=7.0)
+  low, high = overlays.color_range(maps, pixel_threshold=7.0)
   assert low < 7.0 < high
-  low, high = visualize.color_range(maps, pixel_threshold=float('nan'))
+  low, high = overlays.color_range(maps, pixel_threshold=float('nan'))
   assert 0.4 < low < 0.6 and high <= 1.0
-  assert visualize.calibrated_range(_calibration(2.0)) == (0.0, 5.0)
-  assert visualize.calibrated_range(_calibration(float('nan'))) == (0.0, 1.0)
+  assert overlays.calibrated_range(_calibration(2.0)) == (0.0, 5.0)
+  assert overlays.calibrated_range(_calibration(float('nan'))) == (0.0, 1.0)
 
 
 def test_strips_stand_side_by_side():
@@ -44,7 +44,7 @@ def test_strips_stand_side_by_side():
   masks[:, 2:4] = 1
   maps = np.zeros((3, 8, 8), np.float32)
   maps[:, 2:4] = 9.0
-  strips = visualize.pair_strips(images, masks, maps, _calibration(1.0), 2)
+  strips = overlays.pair_strips(images, masks, maps, _calibration(1.0), 2)
   assert strips.shape == (2, 8, 24, 3) and strips.dtype == np.uint8
   np.testing.assert_array_equal(strips[:, :, :8], images[:2])
   assert (strips[:, 2:4, 8:16] == 255).all()
@@ -55,7 +55,7 @@ def test_strips_stand_side_by_side():
 def test_an_overlay_outlines_the_threshold(mask, tmp_path):
   anomaly_map = np.zeros((6, 6), np.float32)
   anomaly_map[2:4, 2:4] = 3.0
-  picture = visualize.overlay(
+  picture = overlays.overlay(
     np.zeros((6, 6, 3), np.uint8),
     anomaly_map,
     mask,

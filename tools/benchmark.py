@@ -15,13 +15,13 @@ import sys
 from absl import app
 from absl import flags
 
-from dmdd_jax import benchmark_suites
 from dmdd_jax import cli
 from dmdd_jax import storage
+from dmdd_jax.benchmark import suites
 from dmdd_jax.metrics import results
 
 _SUITE = flags.DEFINE_enum(
-  'suite', None, [*benchmark_suites.SUITES, 'all'], 'What to measure.'
+  'suite', None, [*suites.SUITES, 'all'], 'What to measure.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'JSON file, or folder for all.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each measurement.')
@@ -41,10 +41,10 @@ def main(argv: list[str]) -> None:
     run_all(argv[0])
     return
   cli.use_compilation_cache()
-  options = benchmark_suites.Options(
+  options = suites.Options(
     _REPEATS.value, _SIZE.value, _TORCH.value, _PICTURES.value
   )
-  report = benchmark_suites.run(_SUITE.value, options)
+  report = suites.run(_SUITE.value, options)
   if _OUTPUT.value:
     results.write_json(_OUTPUT.value, report)
   print(report['table'])
@@ -59,7 +59,7 @@ def run_all(program: str) -> None:
     f'--{n}={flags.FLAGS[n].value}' for n in ('torch_python', 'pictures')
   ]
   failed = []
-  for suite in benchmark_suites.SUITES:
+  for suite in suites.SUITES:
     path = os.path.join(folder, f'{suite}.json')
     command = [sys.executable, program, f'--suite={suite}', f'--output={path}']
     if subprocess.run([*command, *given], check=False).returncode:

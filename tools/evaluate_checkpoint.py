@@ -28,14 +28,14 @@ def main(argv: list[str]) -> None:
   """Evaluates and prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  from dmdd_jax import evaluate  # After the flags: jax takes a second.
+  from dmdd_jax import run as run_lib
 
   options = {
     'resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
     'smoothing_sigma': _SMOOTHING.value,
     'bootstrap': _BOOTSTRAP.value,
   }
-  table = evaluate.evaluate_run(
+  table = run_lib.evaluate_run(
     _WORKDIR.value,
     data_root=_DATA.value,
     eval_options={k: v for k, v in options.items() if v is not None},

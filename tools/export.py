@@ -25,9 +25,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   cli.use_compilation_cache()
-  from dmdd_jax import export  # After the flags: jax takes a second.
+  from dmdd_jax.export import (
+    write as export_lib,  # After the flags: jax takes a second.
+  )
 
-  metadata = export.export(
+  metadata = export_lib.export(
     _WORKDIR.value, _FORMAT.value, _OUTPUT.value, _IMAGES.value, _STEP.value
   )
   verified = metadata['verified']

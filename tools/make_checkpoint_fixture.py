@@ -50,9 +50,9 @@ def _config(root: str):
 def main(argv: list[str]) -> None:
   """Trains, exports, predicts and archives."""
   del argv
-  from dmdd_jax import export
   from dmdd_jax import predict
-  from dmdd_jax import train
+  from dmdd_jax import run as run_lib
+  from dmdd_jax.export import write as export_lib
   from dmdd_jax.models import resnet
 
   resnet.SPECS['resnet18'] = resnet.Spec(
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     out = os.path.join(folder, 'out')
     config = _config(os.path.join(folder, 'data'))
-    train.run_categories(config, os.path.join(folder, 'runs'))
+    run_lib.run_categories(config, os.path.join(folder, 'runs'))
     run = os.path.join(out, 'run')
     for name in ('checkpoints', 'config.json', 'results.json'):
       source = os.path.join(folder, 'runs', 'surface', name)
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.export:
       for file_format in ('stablehlo', 'onnx'):
         path = os.path.join(out, f'model.{file_format}')
-        export.export(run, file_format, path)
+        export_lib.export(run, file_format, path)
     smooth = rng.integers(0, 256, (4, 8, 8, 3)).repeat(8, 1).repeat(8, 2)
     noise = rng.integers(-20, 21, (4, 64, 64, 3))
     images = np.clip(smooth // 2 + 64 + noise, 0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from absl import app
 from absl import flags
 
 from dmdd_jax import cli
-from dmdd_jax import report
+from dmdd_jax.report import page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a run or of a category.', required=True
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
   """Writes the page and prints its path."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  print(report.write(_WORKDIR.value))
+  print(page.write(_WORKDIR.value))
 
 
 if __name__ == '__main__':

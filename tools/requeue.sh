@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs a command in a SLURM job, which is queued again where it leaves with
-# status 75: SIGTERM came, and what there is is saved (dmdd_jax/preemption.py).
+# status 75: SIGTERM came, and what there is is saved (dmdd_jax/launch/preemption.py).
 #
 #   sbatch --array=0-14 --requeue --open-mode=append --signal=B:TERM@120 \
 #     tools/requeue.sh .venv/bin/python tools/run_categories.py --config ...

@@ -15,8 +15,8 @@ import runpy
 from absl import flags
 
 from dmdd_jax import cli
-from dmdd_jax import ray_cluster
-from dmdd_jax import sweep
+from dmdd_jax.launch import ray_cluster
+from dmdd_jax.launch import sweep
 
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
 _CATEGORIES = flags.DEFINE_list('categories', [], "The config's if empty.")

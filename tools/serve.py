@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   try:
-    from dmdd_jax import serve
-    from dmdd_jax import serve_models
+    from dmdd_jax.serve import app as serve_app
+    from dmdd_jax.serve import models as serve_models
   except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; install the extra: pip install -e '.[serve]'")
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
       token = file.read().strip()
     if not token:
       raise ValueError(f'--token_file={_TOKEN_FILE.value}: it is empty')
-  limits = serve.Limits(
+  limits = serve_app.Limits(
     bytes=_MAX_BYTES.value,
     pixels=_MAX_PIXELS.value,
     waiting=_MAX_WAITING.value,
@@ -62,9 +62,9 @@ def main(argv: list[str]) -> None:
   hosts = [*_ALLOWED_HOST.value]
   if hosts or _HOST.value in _LOCAL:
     hosts += [*_LOCAL, _HOST.value]
-  application = serve.create_app(models, limits, token, hosts)
+  application = serve_app.create_app(models, limits, token, hosts)
   print(f'http://{_HOST.value}:{_PORT.value}/', flush=True)
-  serve.run(application, _HOST.value, _PORT.value)
+  serve_app.run(application, _HOST.value, _PORT.value)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from absl import app
 from absl import flags
 
 from dmdd_jax import cli
-from dmdd_jax import serve_load
+from dmdd_jax.serve import load
 
 _URL = flags.DEFINE_string(
   'url', 'http://127.0.0.1:8000/v1/inspect', 'Where; add ?category=NAME.'
@@ -36,14 +36,12 @@ def main(argv: list[str]) -> None:
     content = file.read()
   _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
   resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-  requests = serve_load.requests(content, _REQUESTS.value, _HOSTILE.value)
+  requests = load.requests(content, _REQUESTS.value, _HOSTILE.value)
   started = time.perf_counter()
-  answers = asyncio.run(
-    serve_load.send_all(_URL.value, requests, _CLIENTS.value)
-  )
+  answers = asyncio.run(load.send_all(_URL.value, requests, _CLIENTS.value))
   found = {
     'seconds': time.perf_counter() - started,
-    **serve_load.summarize(answers),
+    **load.summarize(answers),
   }
   print(json.dumps(found, indent=2))
   if found['unanswered']:

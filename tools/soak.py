@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f'error: the training failed; see {killed}.log')
   import jax  # After the flags: it takes seconds.
 
-  from dmdd_jax import evaluate
+  from dmdd_jax.scoring import trained as trained_lib
 
   found = []
   for folder in (f'{whole}/surface', f'{killed}/surface'):
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
       results = json.load(file)
     names = ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro', 'validation')
     figures = {name: results[name] for name in names}
-    found.append((evaluate.load_workdir(folder)[1], figures))
+    found.append((trained_lib.load_workdir(folder)[1], figures))
   equal = all(jax.tree.leaves(jax.tree.map(np.array_equal, *found)))
   print(f'equal bit for bit: {equal}; {found[0][1]}')
   sys.exit(0 if equal else 1)

@@ -14,6 +14,7 @@ import concurrent.futures
 
 import numpy as np
 
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
 
 
@@ -41,7 +42,7 @@ def eval_batches(
   def load(start: int) -> dict[str, np.ndarray]:
     start += index * share
     rows = records[start : start + share]
-    images, masks = records_lib.load_arrays(rows, size)
+    images, masks = images_lib.load_arrays(rows, size)
     batch = {
       'image': images,
       'mask': masks,

@@ -22,6 +22,8 @@ from PIL import Image
 
 from dmdd_jax.data import files
 from dmdd_jax.data import foreground
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import textures as textures_lib
 
@@ -81,7 +83,7 @@ def check_category(root: str | os.PathLike, category: str) -> Report:
     known = (
       files.folders(os.path.dirname(folder)) if os.path.isdir(root) else ()
     )
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'there is no category folder {folder}; --root holds'
       f' {", ".join(known) or "no folders"}'
     )
@@ -176,11 +178,11 @@ def write_sheet(
 
   # Not `list_mvtec`, which stops at a fault of the test images.
   folder = os.path.join(files.absolute(root), category)
-  train = records_lib.validate(records_lib.list_good(folder), 'skip')
+  train = images_lib.validate(layouts.list_good(folder), 'skip')
   size = options.image_size
   fillings = textures_lib.load(textures, size, limit=50, seed=seed)
   few = sorted(train, key=lambda record: files.draw(record.image, seed))
-  images, _ = records_lib.load_arrays(few[:count], size)
+  images, _ = images_lib.load_arrays(few[:count], size)
   inside = None
   if options.foreground != 'off':
     inside = foreground.load(few[:count], size, options.foreground)
@@ -223,7 +225,7 @@ def _decode(
   def safely(path: str) -> _Seen:
     try:
       return look(path)
-    except records_lib.BadImageError as error:
+    except files.BadImageError as error:
       return _Seen(fault=str(error))
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -231,14 +233,14 @@ def _decode(
 
 
 def _see_image(path: str) -> _Seen:
-  pixels = records_lib.read_image(path, None)
+  pixels = images_lib.read_image(path, None)
   digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
   digest.update(repr(pixels.shape).encode())
   return _Seen((pixels.shape[1], pixels.shape[0]), digest.digest())
 
 
 def _see_mask(path: str) -> _Seen:
-  mask = records_lib.read_mask(path, None)
+  mask = images_lib.read_mask(path, None)
   size = (mask.shape[1], mask.shape[0])
   return _Seen(size, b'mask', int(np.count_nonzero(mask)))
 

@@ -20,6 +20,8 @@ from absl import logging
 import cv2
 import numpy as np
 
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
 
 KINDS = ('off', 'otsu', 'grabcut')
@@ -144,9 +146,7 @@ def _cached(
     with open(path, 'rb') as file:
       content = file.read()
   except OSError as error:
-    raise records_lib.BadImageError(
-      f'{path}: {error.strerror or error}'
-    ) from None
+    raise files.BadImageError(f'{path}: {error.strerror or error}') from None
   key = hashlib.blake2b(content, digest_size=20)
   key.update(f'/{_VERSION}/{kind}/{size}'.encode())
   name = os.path.join(folder, f'{key.hexdigest()}.png')
@@ -155,7 +155,7 @@ def _cached(
   )
   if mask is not None and mask.shape == (size, size):
     return (mask > 0).astype(np.uint8), True
-  mask = compute(records_lib.read_image(path, size), kind)
+  mask = compute(images_lib.read_image(path, size), kind)
   return mask, _keep(name, mask)
 
 

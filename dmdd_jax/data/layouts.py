@@ -9,15 +9,16 @@ Synopsis:
   dataset = layouts.list_dataset(config.data)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import csv
-import glob
 import os
 from typing import Any
 
 from absl import logging
 
 from dmdd_jax.data import files
+from dmdd_jax.data import folder as folder_lib
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
 
 MVTEC_AD, FOLDER = 'mvtec_ad', 'folder'
@@ -76,7 +77,6 @@ CATEGORIES = {
   MAGNETIC_TILE: (MAGNETIC_TILE,),
 }
 NAMES = (*CATEGORIES, FOLDER)
-_DEFECT = 'defect'  # Name of a defect image that lies in no folder of its own.
 
 
 def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
@@ -92,20 +92,20 @@ def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
   """
   name = data['name']
   if name == FOLDER:
-    return list_folder(data)
+    return folder_lib.list_folder(data)
   if name not in NAMES:
     raise ValueError(
       f'config.data.name is {name!r}; choose from {", ".join(NAMES)}'
     )
   if not data['root']:
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       'no data: set --config.data.root to the folder that holds the categories'
     )
   root, category = files.absolute(data['root']), data['category']
   if name in (MVTEC_AD, 'mpdd'):
-    return records_lib.list_mvtec(root, category)
+    return list_mvtec(root, category)
   if category not in CATEGORIES[name]:
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'config.data.category is {category!r}; {name} has'
       f' {", ".join(CATEGORIES[name])}'
     )
@@ -126,13 +126,13 @@ def _images(folder: str) -> tuple[str, ...]:
     MissingDataError, DatasetError: naming it.
   """
   if not os.path.isdir(folder):
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'found no folder {folder}: set --config.data.root to where the set was'
       ' unpacked'
     )
   found = files.images(folder)
   if not found:
-    raise records_lib.DatasetError(f'found no image in {folder}')
+    raise files.DatasetError(f'found no image in {folder}')
   return found
 
 
@@ -148,9 +148,7 @@ def _defect(
   for name in (f'{stem}_mask', stem):
     if name in masks:
       return records_lib.Record(image, masks[name], 1, defect)
-  raise records_lib.MissingDataError(
-    f'found no mask of the defective image {image}'
-  )
+  raise files.MissingDataError(f'found no mask of the defective image {image}')
 
 
 def _list_like_mvtec(
@@ -158,13 +156,16 @@ def _list_like_mvtec(
 ) -> records_lib.Dataset:
   """BTAD (good images in `ok`) and MVTec LOCO (a folder of masks an image)."""
   folder = os.path.join(root, category)
-  train = [_good(path) for path in _images(os.path.join(folder, 'train', good))]
+  train = [
+    records_lib.good(path)
+    for path in _images(os.path.join(folder, 'train', good))
+  ]
   test_root = os.path.join(folder, 'test')
   test = []
   for defect in files.folders(test_root) if os.path.isdir(test_root) else ():
     images = files.images(os.path.join(test_root, defect))
     if defect == good:
-      test += [_good(path) for path in images]
+      test += [records_lib.good(path) for path in images]
       continue
     truth = os.path.join(folder, 'ground_truth', defect)
     masks = files.by_stem(truth)
@@ -178,7 +179,7 @@ def _list_visa(root: str, category: str) -> records_lib.Dataset:
   """VisA by its own one-class split, split_csv/1cls.csv."""
   path = os.path.join(root, 'split_csv', '1cls.csv')
   if not os.path.isfile(path):
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'found no file {path}: set --config.data.root to where VisA was unpacked'
     )
   parts = {'train': [], 'test': []}
@@ -187,7 +188,7 @@ def _list_visa(root: str, category: str) -> records_lib.Dataset:
       if row['object'] != category:
         continue
       image = os.path.join(root, *row['image'].split('/'))
-      record = _good(image)
+      record = records_lib.good(image)
       if row['label'] != 'normal':
         mask = os.path.join(root, *row['mask'].split('/'))
         record = records_lib.Record(image, mask, 1, 'anomaly')
@@ -196,7 +197,7 @@ def _list_visa(root: str, category: str) -> records_lib.Dataset:
     tuple(sorted(parts[split], key=lambda r: r.image)) for split in parts
   )
   if not train:
-    raise records_lib.DatasetError(f'{path} has no training image: {category}')
+    raise files.DatasetError(f'{path} has no training image: {category}')
   return records_lib.Dataset(category, train, test)
 
 
@@ -214,11 +215,13 @@ def _list_kolektor(root: str) -> records_lib.Dataset:
       if stem.endswith('_GT'):
         continue
       if f'{stem}_GT' not in paths:
-        raise records_lib.MissingDataError(f'found no mask of {path}')
+        raise files.MissingDataError(f'found no mask of {path}')
       mask = paths[f'{stem}_GT']
-      defective = records_lib.read_mask(mask, None).any()
+      defective = images_lib.read_mask(mask, None).any()
       found.append(
-        records_lib.Record(path, mask, 1, _DEFECT) if defective else _good(path)
+        records_lib.Record(path, mask, 1, records_lib.DEFECT)
+        if defective
+        else records_lib.good(path)
       )
     parts.append(found)
   train = tuple(record for record in parts[0] if not record.label)
@@ -246,223 +249,191 @@ def _list_magnetic_tile(
     masks = {files.stem(p): p for p in paths if p.lower().endswith('.png')}
     images = [p for p in paths if not p.lower().endswith('.png')]
     if name == 'MT_Free':
-      normal += [_good(path) for path in images]
+      normal += [records_lib.good(path) for path in images]
     else:
       defect = name.removeprefix('MT_').lower()
       test += [_defect(path, masks, defect) for path in images]
   if not normal:
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'found no image in {os.path.join(root, "MT_Free", "Imgs")}: set'
       ' --config.data.root to the folder of MT_Free'
     )
   fraction, seed = data.get('test_fraction', 0.2), data.get('test_seed', 0)
-  train, good = _share(normal, fraction, seed)
+  train, good = records_lib.split_test(normal, fraction, seed)
   return records_lib.Dataset(MAGNETIC_TILE, tuple(train), tuple(good + test))
 
 
-def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
-  """Lists the user's own images.
-
-  Relative paths stand below `data.root`. Directories are searched with all
-  folders below them; a folder below `data.defect` names the kind of defect.
-  What is not there is logged, with what it costs.
+def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
+  """Returns the sorted names of the folders in root that hold train/good.
 
   Args:
-    data: `normal`, `defect`, `masks`, `test_normal`, `test_fraction`,
-      `test_seed`, `category` and `root`, as in configs/default.py.
+    root: the folder of the categories.
+
+  Raises:
+    MissingDataError: root is missing or no folder.
+  """
+  root = files.absolute(root)
+  if not os.path.isdir(root):
+    found = 'a file' if os.path.exists(root) else 'nothing'
+    raise files.MissingDataError(
+      f'Data root {root}: found {found}, expected a folder with one folder per '
+      'category (ROOT/CATEGORY/train/good). Set --config.data.root to it.'
+    )
+  return tuple(
+    name
+    for name in files.folders(root)
+    if os.path.isdir(os.path.join(root, name, 'train', records_lib.GOOD))
+  )
+
+
+def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
+  """Lists one category of a folder in the MVTec AD layout.
+
+  Nothing is decoded here, see `images.validate`. Files whose name starts with
+  a dot and files without an image suffix (`files.SUFFIXES`, any case) are
+  ignored. A test split that is empty or has no defects is legal, and logged as
+  a warning; so are masks without an image. A mask is ID_mask or ID with any
+  image suffix.
+
+  Args:
+    root: the folder of the categories.
+    category: the name of the category's folder.
 
   Returns:
-    The data set; its records of defects have no mask where none was given.
+    The category, train sorted by file name, test by defect and file name.
 
   Raises:
-    MissingDataError: a directory is not there, or a glob finds nothing.
-    DatasetError: a directory without images, or images that are both normal
-      and defective, or both for training and for the test.
+    MissingDataError: no root, category or train/good folder, or a defect image
+      without a mask.
+    DatasetError: no image in train/good, or a folder that cannot be read.
   """
-  masks_root = _resolve(data, 'masks')
-  normal = _find(data, 'normal', masks_root)
-  if not normal:
-    raise records_lib.MissingDataError(
-      'no normal images: set --config.data.normal to a directory of them, or'
-      ' to a glob in quotes'
+  root = files.absolute(root)
+  folder = _category_folder(root, category)
+  train = list_good(folder)
+  test_root = os.path.join(folder, 'test')
+  test, unmasked = [], []
+  defects = files.folders(test_root) if os.path.isdir(test_root) else ()
+  for defect in defects:
+    images = files.images(os.path.join(test_root, defect))
+    if defect == records_lib.GOOD:
+      test += [
+        records_lib.Record(path, None, 0, records_lib.GOOD) for path in images
+      ]
+      continue
+    masks = files.by_stem(os.path.join(folder, 'ground_truth', defect))
+    for path in images:
+      stem = files.stem(path)
+      mask = masks.get(f'{stem}_mask') or masks.get(stem)
+      test.append(records_lib.Record(path, mask, 1, defect))
+      if mask is None:
+        unmasked.append(test[-1])
+  if unmasked:
+    raise files.MissingDataError(_unmasked_message(folder, unmasked))
+  _warn_about_test(folder, test)
+  return records_lib.Dataset(category, train, tuple(test))
+
+
+def _category_folder(root: str, category: str) -> str:
+  """Returns the folder of a category, or raises with those that are there."""
+  categories = list_categories(root)
+  folder = os.path.join(root, category)
+  if category and os.path.isdir(folder):
+    return folder
+  if categories:
+    hint = f'The categories there are: {", ".join(categories)}.'
+  elif os.path.isdir(os.path.join(root, 'train', records_lib.GOOD)):
+    hint = (
+      f'This folder is itself a category: set --config.data.root to '
+      f'{os.path.dirname(root)} and the category to {os.path.basename(root)}.'
     )
-  defective = _find(data, 'defect', masks_root)
-  test_normal = _find(data, 'test_normal', masks_root)
-  _check_disjoint('normal', normal, 'defect', defective)
-  _check_disjoint('test_normal', test_normal, 'defect', defective)
-  _check_disjoint('normal', normal, 'test_normal', test_normal)
-  train = [_good(path) for path in normal]
-  test = [_good(path) for path in test_normal]
-  if defective and not test:
-    train, test = _share(train, data['test_fraction'], data['test_seed'])
-  test += _defects(data, defective, masks_root)
-  if not defective:
-    logging.warning(
-      'config.data.defect is not set: there is training and prediction, and'
-      ' every metric is null'
-    )
-  return records_lib.Dataset(data['category'], tuple(train), tuple(test))
-
-
-def _good(path: str) -> records_lib.Record:
-  return records_lib.Record(path, None, 0, records_lib.GOOD)
-
-
-def _resolve(data: Mapping[str, Any], field: str) -> str:
-  """The absolute path or glob of a field; '' where it is not set."""
-  if not data[field]:
-    return ''
-  root = data.get('root') or ''
-  return files.absolute(os.path.join(root, os.path.expanduser(data[field])))
-
-
-def _find(
-  data: Mapping[str, Any], field: str, masks_root: str
-) -> tuple[str, ...]:
-  """The images of a directory or a glob; () where the field is not set.
-
-  Raises:
-    MissingDataError, DatasetError: naming the field, if nothing is found.
-  """
-  path = _resolve(data, field)
-  if not path:
-    return ()
-  if os.path.isdir(path):
-    found = files.images_below(path)
-    if masks_root and os.path.realpath(masks_root) == os.path.realpath(path):
-      raise records_lib.DatasetError(
-        f'config.data.{field} and config.data.masks are the same directory,'
-        f' {path}: put the masks into one of their own'
-      )
   else:
-    found = sorted(glob.glob(path, recursive=True))
-    found = [f for f in found if files.is_image(f) and not os.path.isdir(f)]
-    if not found:
-      raise records_lib.MissingDataError(
-        f'config.data.{field}: found no directory {path}, nor an image that'
-        ' matches it as a glob'
-      )
-  masks = os.path.join(masks_root, '') if masks_root else None
-  found = tuple(f for f in found if not (masks and f.startswith(masks)))
-  if not found:
-    raise records_lib.DatasetError(
-      f'config.data.{field}: found no image in {path}, expected at least one'
-      f' file with a suffix of {" ".join(files.SUFFIXES)} (any depth)'
+    names = ', '.join(files.folders(root)[:20]) or 'none'
+    hint = (
+      'No folder there holds train/good (folders found: '
+      f'{names}). Set --config.data.root to the folder of the categories.'
     )
-  return found
-
-
-def _check_disjoint(
-  field: str, paths: Iterable[str], other: str, others: Iterable[str]
-) -> None:
-  """Raises DatasetError if two fields name the same file."""
-  known = {os.path.realpath(path) for path in others}
-  both = [path for path in paths if os.path.realpath(path) in known]
-  if both:
-    raise records_lib.DatasetError(
-      f'config.data.{field} and config.data.{other} name {len(both)} same'
-      f' images: {files.some(both)}. Make them disjoint.'
-    )
-
-
-def _share(
-  train: Sequence[records_lib.Record], fraction: float, seed: int
-) -> tuple[list[records_lib.Record], list[records_lib.Record]]:
-  """Takes some of the normal images out of training, for the test."""
-  if not 0.0 < fraction <= 0.5:
-    raise ValueError(
-      f'config.data.test_fraction must be in (0, 0.5], is {fraction}'
-    )
-  if len(train) < 2:
-    raise records_lib.DatasetError(
-      f'{train[0].image} is the only normal image: none can be held for the'
-      ' test. Add images, or set --config.data.test_normal.'
-    )
-  kept, test = records_lib.split_holdout(train, fraction, 1, seed)
-  logging.info(
-    'config.data.test_normal is not set: %d of %d normal images are held for'
-    ' the test and not trained on',
-    len(test),
-    len(train),
+  raise files.MissingDataError(
+    f'Data root {root}: found no category {category!r}, expected the folder '
+    f'{folder} with train/good. {hint}'
   )
-  return list(kept), list(test)
 
 
-def _defects(
-  data: Mapping[str, Any], paths: Sequence[str], masks_root: str
-) -> list[records_lib.Record]:
-  """The records of the defective images, with their masks where there are."""
-  if masks_root and not os.path.isdir(masks_root):
-    raise records_lib.MissingDataError(
-      f'config.data.masks: found no directory {masks_root}'
+def list_good(folder: str) -> tuple[records_lib.Record, ...]:
+  """Lists train/good of the folder of a category in the MVTec AD layout.
+
+  Raises:
+    MissingDataError: there is no such folder.
+    DatasetError: it holds no image.
+  """
+  good = os.path.join(folder, 'train', records_lib.GOOD)
+  expected = (
+    f'expected defect-free training images ({" ".join(files.SUFFIXES)})'
+    f' directly in {good}'
+  )
+  if not os.path.isdir(good):
+    train = os.path.join(folder, 'train')
+    names = files.folders(train if os.path.isdir(train) else folder)
+    raise files.MissingDataError(
+      f'Category {folder}: found no folder train/good (folders found: '
+      f'{", ".join(names[:20]) or "none"}), {expected}. Move them there, or '
+      'choose another category or --config.data.root.'
     )
-  masks = _Masks(masks_root)
-  root = _resolve(data, 'defect')
-  found = []
-  for path in paths:
-    parts = ()
-    if os.path.isdir(root):
-      folder = os.path.relpath(os.path.dirname(path), root)
-      parts = () if folder == '.' else tuple(folder.split(os.sep))
-    if records_lib.GOOD in parts:
-      raise records_lib.DatasetError(
-        f'config.data.defect holds a folder {records_lib.GOOD!r} ({path}):'
-        ' name the directory of the defective images alone'
-      )
-    mask = masks.find(parts, files.stem(path))
-    found.append(records_lib.Record(path, mask, 1, '_'.join(parts) or _DEFECT))
-  unknown = [record.image for record in found if record.mask is None]
-  if unknown:
-    logging.warning(
-      '%d of %d defective images have no mask (%s): image metrics alone,'
-      ' pixel metrics are null',
-      len(unknown),
-      len(found),
-      files.some(unknown),
+  images = files.images(good)
+  if not images:
+    others = [name for name in sorted(os.listdir(good)) if name[0] != '.']
+    raise files.DatasetError(
+      f'Category {folder}: found no image in train/good '
+      f'({files.some(others) or "it is empty"}), {expected}. Copy them '
+      'there, or choose another category or --config.data.root.'
     )
-  unused = masks.unused(record.mask for record in found)
+  return tuple(
+    records_lib.Record(path, None, 0, records_lib.GOOD) for path in images
+  )
+
+
+def _unmasked_message(
+  folder: str, unmasked: Sequence[records_lib.Record]
+) -> str:
+  """Returns the error text for defect images that have no mask."""
+  first = unmasked[0]
+  masks = os.path.join(folder, 'ground_truth', first.defect)
+  stem = files.stem(first.image)
+  more = ''
+  if len(unmasked) > 1:
+    rest = [f'{r.defect}/{os.path.basename(r.image)}' for r in unmasked[1:]]
+    more = f' The same holds for {len(rest)} more: {files.some(rest)}.'
+  return (
+    f'Defect image {first.image}: found no mask, expected '
+    f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
+    f'(or another of {" ".join(files.SUFFIXES)}).{more} Add the masks, or move'
+    ' the images out of test/.'
+  )
+
+
+def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
+  """Logs what is odd but legal in a test split."""
+  used = {record.mask for record in test}
+  truth = os.path.join(folder, 'ground_truth')
+  unused = []
+  for defect in files.folders(truth) if os.path.isdir(truth) else ():
+    if defect != records_lib.GOOD:
+      masks = files.images(os.path.join(truth, defect))
+      unused += [
+        f'{defect}/{os.path.basename(m)}' for m in masks if m not in used
+      ]
   if unused:
     logging.warning(
-      'Masks without an image, ignored: %d: %s',
+      'Masks in %s without an image in test/, ignored: %d: %s',
+      truth,
       len(unused),
       files.some(unused),
     )
-  return found
-
-
-class _Masks:
-  """The masks of a directory, by folder and stem, or by a stem of their own."""
-
-  def __init__(self, root: str):
-    self._paths = files.images_below(root) if root else ()
-    self._by_place, self._by_stem = {}, {}
-    for path in self._paths:
-      stem = files.stem(path)
-      folder = os.path.relpath(os.path.dirname(path), root)
-      self._by_place[folder, stem] = path
-      self._by_stem.setdefault(stem, []).append(path)
-
-  def find(self, parts: tuple[str, ...], stem: str) -> str | None:
-    """The mask ID_mask or ID of an image; None without one.
-
-    Raises:
-      DatasetError: several masks have that name, none in the image's folder.
-    """
-    folder = os.path.join(*parts) if parts else '.'
-    for name in (f'{stem}_mask', stem):
-      if (folder, name) in self._by_place:
-        return self._by_place[folder, name]
-      same = self._by_stem.get(name, ())
-      if len(same) > 1:
-        raise records_lib.DatasetError(
-          f'the image {os.path.join(*parts, stem)} could have any of the masks'
-          f' {files.some(same)}: give masks and images the same folders'
-        )
-      if same:
-        return same[0]
-    return None
-
-  def unused(self, used: Iterable[str | None]) -> list[str]:
-    """The masks that no image has."""
-    used = set(used)
-    return [path for path in self._paths if path not in used]
+  labels = {record.label for record in test}
+  if not labels:
+    logging.warning('%s/test holds no images: nothing to evaluate.', folder)
+  elif labels != {0, 1}:
+    logging.warning(
+      '%s/test holds only %s images: metrics that need both will be NaN.',
+      folder,
+      'good' if labels == {0} else 'defective',
+    )

@@ -35,7 +35,7 @@ def read_config(root: str, category: str) -> dict[int, dict[str, Any]]:
   """
   path = os.path.join(files.absolute(root), category, 'defects_config.json')
   if not os.path.isfile(path):
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'found no file {path}: it comes with the set and has the saturation'
       ' areas'
     )
@@ -45,7 +45,7 @@ def read_config(root: str, category: str) -> dict[int, dict[str, Any]]:
     if not all(set(entry) >= _FIELDS for entry in entries):
       raise ValueError(f'an entry lacks one of {", ".join(sorted(_FIELDS))}')
   except (TypeError, ValueError) as error:
-    raise records_lib.DatasetError(
+    raise files.DatasetError(
       f'{path} is no list of defects: {error}'
     ) from error
   return {entry['pixel_value']: entry for entry in entries}
@@ -77,7 +77,7 @@ def read_regions(
       mask = np.asarray(image)
     values = np.unique(mask[mask > 0]).tolist()
     if len(values) != 1 or values[0] not in kinds:
-      raise records_lib.DatasetError(
+      raise files.DatasetError(
         f'{path}: found pixel values {values}, expected one of'
         f' {sorted(kinds)}, which defects_config.json has'
       )

@@ -9,7 +9,7 @@ that synthetic anomalies are cut from when no texture folder is given.
 Synopsis:
 
   surfaces.write_surfaces('demo', size=128)
-  dataset = records.list_mvtec('demo', surfaces.CATEGORY)
+  dataset = layouts.list_mvtec('demo', surfaces.CATEGORY)
 
 The defects in `ORDINARY` are such as synthetic anomalies resemble: spots and
 lines. Those in `HELD_OUT` (a part missing or moved, a third of the picture
@@ -22,9 +22,7 @@ level differently.
 """
 
 from collections.abc import Callable, Sequence
-import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -33,13 +31,13 @@ import uuid
 import numpy as np
 from PIL import Image
 
+from dmdd_jax.data import files
+from dmdd_jax.data import noise
 from dmdd_jax.data import records
 
 CATEGORY = 'surface'
 MARKER = 'surfaces.json'
 _GENERATOR = 'dmdd_jax.data.surfaces'
-# Threads that draw textures: some take 90 times a picture's memory.
-_WORKERS = 4
 VERSION = 1  # Raise when the pictures change: existing sets are then redone.
 
 # Lengths are fractions of the picture's side, coordinates are (x, y).
@@ -81,48 +79,6 @@ class _Scene:
     return self.x.shape[0]
 
 
-# Noise.
-
-
-def _rng(seed: int, name: str) -> np.random.Generator:
-  """Returns the generator of one picture, independent of all others."""
-  digest = hashlib.blake2b(f'{seed}/{name}'.encode(), digest_size=16).digest()
-  words = np.frombuffer(digest, '<u4').tolist()
-  return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
-
-
-def _noise(
-  rng: np.random.Generator,
-  size: int,
-  cycles: float,
-  *,
-  stretch: float = 1.0,
-  angle: float = 0.0,
-  octaves: float = 0.7,
-) -> np.ndarray:
-  """Returns tileable band-limited noise, mean 0 and deviation 1, (S, S).
-
-  Args:
-    rng: the source.
-    size: height and width S.
-    cycles: the band's centre, in cycles per picture.
-    stretch: how many times longer the grains are than wide.
-    angle: direction of the grains' length, in radians from the x axis.
-    octaves: the band's width (deviation of log2 of the frequency).
-  """
-  spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
-  fy = np.fft.fftfreq(size, 1 / size)[:, np.newaxis]
-  fx = np.fft.rfftfreq(size, 1 / size)[np.newaxis]
-  along = np.cos(angle) * fx + np.sin(angle) * fy
-  across = np.cos(angle) * fy - np.sin(angle) * fx
-  radius = np.hypot(along * stretch, across)
-  radius[0, 0] = 1
-  band = np.exp(-0.5 * (np.log2(radius / cycles) / octaves) ** 2)
-  band[0, 0] = 0
-  field = np.fft.irfft2(spectrum * band, (size, size))
-  return field / max(field.std(), 1e-12)
-
-
 def _step(distance: np.ndarray, size: int) -> np.ndarray:
   """Returns 1 inside (distance < 0), 0 outside, one pixel of soft edge."""
   return np.clip(0.5 - distance * size, 0, 1)
@@ -141,15 +97,17 @@ def _scene(rng: np.random.Generator, size: int) -> _Scene:
   slope = rng.uniform(0.05, 0.2)
   slope = slope * (np.cos(light_angle) * px + np.sin(light_angle) * py)
   gain = rng.uniform(0.95, 1.05)
-  mottle = _noise(rng, size, 2.5)
-  fibre = _noise(rng, size, 40 * size / 128, stretch=5)
-  fibre = fibre + _noise(rng, size, 40 * size / 128, stretch=5, angle=np.pi / 2)
+  mottle = noise.band_limited(rng, size, 2.5)
+  fibre = noise.band_limited(rng, size, 40 * size / 128, stretch=5)
+  fibre = fibre + noise.band_limited(
+    rng, size, 40 * size / 128, stretch=5, angle=np.pi / 2
+  )
   return _Scene(
     x=np.cos(angle) * px + np.sin(angle) * py + 0.5 + shift[0],
     y=np.cos(angle) * py - np.sin(angle) * px + 0.5 + shift[1],
     phase=rng.uniform(0, 2, 2),
     tones=rng.normal(1, 0.025, (2, 64)),
-    slack=np.stack([0.08 * _noise(rng, size, 3) for _ in range(2)]),
+    slack=np.stack([0.08 * noise.band_limited(rng, size, 3) for _ in range(2)]),
     fibre=0.02 * fibre,
     light=gain * (1 + slope + 0.015 * mottle),
     light_angle=light_angle,
@@ -312,7 +270,7 @@ def _stain(rng, scene, image):
   radius = rng.uniform(0.06, 0.12)
   centre = rng.uniform(0.15, 0.85, 2)
   squeeze = rng.uniform(0.75, 1.3)
-  ragged = 1 + 0.13 * _noise(rng, scene.size, 5)
+  ragged = 1 + 0.13 * noise.band_limited(rng, scene.size, 5)
   x, y = (scene.x - centre[0]) * squeeze, (scene.y - centre[1]) / squeeze
   relative = np.hypot(x, y) / radius * ragged
   depth = rng.uniform(0.45, 0.6) / (1 + np.exp((relative - 1) * 9))
@@ -389,7 +347,7 @@ def _large_area(rng, scene, image):
   """About a third of the cloth is woven at another angle, in another tone."""
   angle = rng.uniform(0, 2 * np.pi)
   along = np.cos(angle) * (scene.x - 0.5) + np.sin(angle) * (scene.y - 0.5)
-  field = along + 0.03 * _noise(rng, scene.size, 2)
+  field = along + 0.03 * noise.band_limited(rng, scene.size, 2)
   # A third of the pixels, whatever the edge's shape.
   region = field > np.quantile(field, 1 - rng.uniform(0.28, 0.38))
   tone = rng.choice((0.78, 1.18)) * np.array((1.0, 0.99, 0.97))
@@ -429,12 +387,14 @@ def surface(
     image uint8 (size, size, 3) in [0, 255], and mask uint8 (size, size) in
     {0, 1}. Where the mask is 0 the image equals the clean one.
   """
-  scene = _scene(_rng(seed, name), size)
+  scene = _scene(noise.generator(seed, name), size)
   part = _assemble(scene, _cloth(scene))
   clean = _expose(scene, part)
   if defect is None:
     return clean, np.zeros((size, size), np.uint8)
-  part, mask = _DEFECTS[defect](_rng(seed, f'{name}/{defect}'), scene, part)
+  part, mask = _DEFECTS[defect](
+    noise.generator(seed, f'{name}/{defect}'), scene, part
+  )
   image = np.where(mask[..., np.newaxis], _expose(scene, part), clean)
   return image, mask.astype(np.uint8)
 
@@ -472,7 +432,7 @@ def write_surfaces(
 
   Raises:
     ValueError: an argument is out of range, or a defect unknown.
-    records.DatasetError: ROOT cannot be written, or ROOT/surface holds
+    files.DatasetError: ROOT cannot be written, or ROOT/surface holds
       something that this function did not write.
   """
   _check_arguments(size, train, test_good, per_defect, defects)
@@ -496,7 +456,7 @@ def write_surfaces(
     _write_pictures(building, parameters)
     _swap(building, target, parameters)
   except OSError as error:
-    raise records.DatasetError(
+    raise files.DatasetError(
       f'Demo set {target}: cannot be written ({error.strerror or error}), '
       'expected a folder with write access and a few MB of space. Choose '
       'another folder.'
@@ -533,7 +493,7 @@ def _is_written(target: str, parameters: dict) -> bool:
   if not isinstance(found, dict) or found.get('generator') != _GENERATOR:
     if os.path.isdir(target) and not os.listdir(target):
       return False
-    raise records.DatasetError(
+    raise files.DatasetError(
       f'Demo set {target}: found files without a readable {MARKER}, expected '
       'nothing or an earlier demo set. It is not overwritten: move it away, '
       'or choose another folder.'
@@ -579,140 +539,3 @@ def _swap(building: str, target: str, parameters: dict) -> None:
       raise
   finally:
     shutil.rmtree(earlier, ignore_errors=True)
-
-
-# Textures.
-
-
-def procedural_textures(count: int, size: int, seed: int = 0) -> np.ndarray:
-  """Makes coloured textures to cut synthetic anomalies from.
-
-  Noise of several scales and directions, stripes, checks, cells, dots and
-  marble, in turn. A texture depends on size, seed and its index alone.
-
-  Args:
-    count: how many, T.
-    size: height and width.
-    seed: any integer.
-
-  Returns:
-    uint8 (T, size, size, 3) in [0, 255].
-  """
-  patterns = (_cloudy, _striped, _checked, _cellular, _dotted, _marbled)
-  textures = np.zeros((count, size, size, 3), np.uint8)
-
-  def make(index: int) -> None:
-    rng = _rng(seed, f'texture/{index}')
-    pattern = patterns[index % len(patterns)](rng, size)
-    textures[index] = _coloured(rng, pattern)
-
-  with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
-    list(pool.map(make, range(count)))
-  return textures
-
-
-def _coloured(rng: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
-  """Maps a pattern (S, S) in [0, 1] to a ramp of three colours, with grain."""
-  size = pattern.shape[0]
-  while True:
-    ramp = rng.uniform(0.05, 0.95, (3, 3))
-    grey = ramp.mean(axis=1, keepdims=True)
-    ramp = grey + (ramp - grey) * rng.uniform(0, 1) ** 1.5
-    if np.abs(ramp[0] - ramp[2]).max() > 0.3:
-      break
-  image = np.stack(
-    [np.interp(pattern, (0, 0.5, 1), ramp[:, channel]) for channel in range(3)],
-    axis=-1,
-  )
-  grain = rng.uniform(0, 0.08) * _noise(rng, size, size / rng.uniform(3, 10))
-  image = image + grain[..., np.newaxis]
-  return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
-
-
-def _plane(rng: np.random.Generator, size: int, wobble: float):
-  """Returns turned and wobbled coordinates in [0, 1) or so, two of (S, S)."""
-  y, x = np.meshgrid(*2 * [np.arange(size) / size], indexing='ij')
-  angle = rng.uniform(0, np.pi)
-  u = np.cos(angle) * x + np.sin(angle) * y + wobble * _noise(rng, size, 3)
-  v = np.cos(angle) * y - np.sin(angle) * x + wobble * _noise(rng, size, 3)
-  return u, v
-
-
-def _wave(phase: np.ndarray, hardness: float) -> np.ndarray:
-  """Returns a wave of period 1 in [0, 1]; the harder, the squarer."""
-  wave = np.sin(2 * np.pi * phase)
-  return 0.5 + 0.5 * np.tanh(hardness * wave) / np.tanh(hardness)
-
-
-def _cloudy(rng, size):
-  field = _noise(
-    rng,
-    size,
-    np.exp(rng.uniform(np.log(3), np.log(size / 5))),
-    stretch=np.exp(rng.uniform(0, np.log(8))),
-    angle=rng.uniform(0, np.pi),
-    octaves=rng.uniform(0.3, 1.2),
-  )
-  return np.clip(0.5 + rng.uniform(0.2, 0.5) * field, 0, 1)
-
-
-def _striped(rng, size):
-  u, _ = _plane(rng, size, rng.choice((0.0, 0.01, 0.03)))
-  cycles = np.exp(rng.uniform(np.log(4), np.log(size / 5)))
-  return _wave(u * cycles, rng.uniform(0.5, 6))
-
-
-def _checked(rng, size):
-  u, v = _plane(rng, size, rng.choice((0.0, 0.005, 0.02)))
-  cycles = np.exp(rng.uniform(np.log(3), np.log(size / 6), 2))
-  hardness = rng.uniform(0.5, 6)
-  a, b = _wave(u * cycles[0], hardness), _wave(v * cycles[1], hardness)
-  return (a + b) / 2 if rng.random() < 0.5 else a * b + (1 - a) * (1 - b)
-
-
-def _cell_distances(rng, size):
-  """Returns distance to the nearest and second seed, and the nearest's index.
-
-  The seeds tile with the picture; distances are in mean seed spacings.
-  """
-  count = int(rng.integers(12, 90))
-  seeds = rng.random((count, 2)).astype(np.float32)
-  grid = (np.arange(size, dtype=np.float32) + 0.5) / size
-  gap = np.abs(grid - seeds[..., np.newaxis])  # (count, 2, S)
-  gap = np.minimum(gap, 1 - gap) ** 2
-  square = gap[:, 0, :, np.newaxis] + gap[:, 1, np.newaxis, :]
-  index = square.argmin(axis=0)
-  first = square.min(axis=0)
-  np.put_along_axis(square, index[np.newaxis], np.inf, axis=0)
-  second = square.min(axis=0)
-  return np.sqrt(first * count), np.sqrt(second * count), index, count
-
-
-def _cellular(rng, size):
-  first, second, index, count = _cell_distances(rng, size)
-  style = rng.integers(3)
-  if style == 0:  # Plates with joints.
-    joint = np.clip((second - first) / rng.uniform(0.08, 0.3), 0, 1)
-    return joint * rng.uniform(0.3, 1, count)[index]
-  if style == 1:  # Flat cells.
-    return rng.random(count)[index]
-  return np.clip(first / rng.uniform(0.7, 1.2), 0, 1)  # Pebbles.
-
-
-def _dotted(rng, size):
-  if rng.random() < 0.5:  # Irregular.
-    first, _, index, count = _cell_distances(rng, size)
-    radius = rng.uniform(0.15, 0.45, count)[index]
-    return np.clip((radius - first) * size / 8 + 0.5, 0, 1)
-  u, v = _plane(rng, size, rng.choice((0.0, 0.01)))
-  cycles = np.exp(rng.uniform(np.log(4), np.log(size / 6)))
-  u, v = (u * cycles) % 1 - 0.5, (v * cycles) % 1 - 0.5
-  edge = rng.uniform(0.15, 0.4) - np.hypot(u, v)
-  return np.clip(edge * size / cycles + 0.5, 0, 1)
-
-
-def _marbled(rng, size):
-  u, _ = _plane(rng, size, rng.uniform(0.02, 0.08))
-  fine = _noise(rng, size, rng.uniform(6, 14), octaves=1.0)
-  phase = u * rng.uniform(2, 8) + rng.uniform(0.1, 0.3) * fine
-  return np.abs(2 * (phase % 1) - 1) ** rng.uniform(0.4, 1.5)

@@ -9,20 +9,24 @@ Synopsis:
   fillings = textures.load('tfds:dtd', size=256, limit=1000, seed=0)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 import heapq
 import os
 
 from absl import logging
 import numpy as np
+from PIL import Image
+from PIL import ImageOps
 
 from dmdd_jax.data import files
-from dmdd_jax.data import records as records_lib
-from dmdd_jax.data import surfaces
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import noise
 
 TFDS_DTD = 'tfds:dtd'
 _PROCEDURAL = 200
+# Threads that draw textures: some take 90 times a texture's memory.
+_WORKERS = 4
 
 
 def load(source: str, size: int, *, limit: int, seed: int) -> np.ndarray:
@@ -49,12 +53,12 @@ def load(source: str, size: int, *, limit: int, seed: int) -> np.ndarray:
       ' procedural textures',
       count,
     )
-    return surfaces.procedural_textures(count, size, seed)
+    return procedural_textures(count, size, seed)
   if source.startswith('tfds:'):
     found = _load_tfds(source, size, limit, seed)
   else:
-    paths = records_lib.list_textures(source)
-    found = records_lib.load_textures(paths, size, limit, seed)
+    paths = list_textures(source)
+    found = load_textures(paths, size, limit, seed)
   logging.info('%d textures from %s', len(found), source)
   return found
 
@@ -73,7 +77,7 @@ def _load_tfds(source: str, size: int, limit: int, seed: int) -> np.ndarray:
     )
 
   def decode(example: tuple[str, bytes]) -> np.ndarray:
-    return records_lib.read_texture(example[0], size, example[1])
+    return read_texture(example[0], size, example[1])
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     return np.stack(list(pool.map(decode, sorted(examples))))
@@ -94,7 +98,7 @@ def _prepared_dtd() -> str:
     and os.path.isfile(os.path.join(folder, name, 'dataset_info.json'))
   ]
   if not versions:
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'config.data.textures is {TFDS_DTD!r}: found no prepared set in'
       f' {folder}. Prepare it (`tfds build dtd`, which downloads it), set'
       ' TFDS_DATA_DIR to where it is, or set --config.data.textures to a'
@@ -115,3 +119,241 @@ def _examples(folder: str) -> Iterator[tuple[str, bytes]]:
   )
   for example in splits.as_numpy_iterator():
     yield example['file_name'].decode(), example['image']
+
+
+def list_textures(path: str | os.PathLike) -> tuple[str, ...]:
+  """Returns the sorted paths of all images in a folder and those below it.
+
+  For DTD give its root or its images/ folder. Links are followed; hidden files
+  and folders are ignored.
+
+  Raises:
+    MissingDataError: the folder is missing.
+    DatasetError: there is no image in it.
+  """
+  path = files.absolute(path)
+  way_out = (
+    'Set --config.data.textures to a folder of images, or leave it empty for '
+    'procedural textures.'
+  )
+  if not os.path.isdir(path):
+    found = 'a file' if os.path.exists(path) else 'nothing'
+    raise files.MissingDataError(
+      f'Texture folder {path}: found {found}, expected a folder of images (any '
+      f'depth). {way_out}'
+    )
+  found = files.images_below(path)
+  if not found:
+    raise files.DatasetError(
+      f'Texture folder {path}: found no image, expected at least one file with '
+      f'a suffix of {" ".join(files.SUFFIXES)} (any depth). {way_out}'
+    )
+  return found
+
+
+def load_textures(
+  paths: Sequence[str],
+  size: int,
+  limit: int = 0,
+  seed: int = 0,
+  num_threads: int = 0,
+) -> np.ndarray:
+  """Reads textures, each the largest square at its centre, resized.
+
+  Args:
+    paths: the files.
+    size: height and width of the result.
+    limit: read at most as many, chosen by file name and seed; 0 for all.
+    seed: of the choice.
+    num_threads: threads that decode; 0 for one per processor.
+
+  Returns:
+    uint8 (T, size, size, 3) in [0, 255], T = min(limit, len(paths)), in the
+    order of the sorted paths.
+
+  Raises:
+    BadImageError: a chosen file cannot be read.
+  """
+  paths = sorted(paths)
+  if limit and limit < len(paths):
+    paths = sorted(
+      sorted(paths, key=lambda path: files.draw(path, seed))[:limit]
+    )
+  textures = np.zeros((len(paths), size, size, 3), np.uint8)
+
+  def fill(index: int) -> None:
+    textures[index] = read_texture(paths[index], size)
+
+  images_lib.map_threads(fill, range(len(paths)), num_threads)
+  return textures
+
+
+def read_texture(
+  path: str, size: int, encoded: bytes | None = None
+) -> np.ndarray:
+  """Reads the largest square at an image's centre, resized.
+
+  Args:
+    path: the file.
+    size: height and width of the result.
+    encoded: the content of the file, where it is at hand; path is its name.
+
+  Returns:
+    uint8 (size, size, 3) in [0, 255].
+
+  Raises:
+    BadImageError: it cannot be read.
+  """
+  try:
+    image = images_lib.decode_file(path, encoded)
+  except files.BadImageError as error:
+    raise files.BadImageError(
+      f'Texture {error}. Remove it from the textures.'
+    ) from None
+  return np.asarray(
+    ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+  )
+
+
+def procedural_textures(count: int, size: int, seed: int = 0) -> np.ndarray:
+  """Makes coloured textures to cut synthetic anomalies from.
+
+  Noise of several scales and directions, stripes, checks, cells, dots and
+  marble, in turn. A texture depends on size, seed and its index alone.
+
+  Args:
+    count: how many, T.
+    size: height and width.
+    seed: any integer.
+
+  Returns:
+    uint8 (T, size, size, 3) in [0, 255].
+  """
+  patterns = (_cloudy, _striped, _checked, _cellular, _dotted, _marbled)
+  textures = np.zeros((count, size, size, 3), np.uint8)
+
+  def make(index: int) -> None:
+    rng = noise.generator(seed, f'texture/{index}')
+    pattern = patterns[index % len(patterns)](rng, size)
+    textures[index] = _coloured(rng, pattern)
+
+  with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
+    list(pool.map(make, range(count)))
+  return textures
+
+
+def _coloured(rng: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
+  """Maps a pattern (S, S) in [0, 1] to a ramp of three colours, with grain."""
+  size = pattern.shape[0]
+  while True:
+    ramp = rng.uniform(0.05, 0.95, (3, 3))
+    grey = ramp.mean(axis=1, keepdims=True)
+    ramp = grey + (ramp - grey) * rng.uniform(0, 1) ** 1.5
+    if np.abs(ramp[0] - ramp[2]).max() > 0.3:
+      break
+  image = np.stack(
+    [np.interp(pattern, (0, 0.5, 1), ramp[:, channel]) for channel in range(3)],
+    axis=-1,
+  )
+  grain = rng.uniform(0, 0.08) * noise.band_limited(
+    rng, size, size / rng.uniform(3, 10)
+  )
+  image = image + grain[..., np.newaxis]
+  return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+
+
+def _plane(rng: np.random.Generator, size: int, wobble: float):
+  """Returns turned and wobbled coordinates in [0, 1) or so, two of (S, S)."""
+  y, x = np.meshgrid(*2 * [np.arange(size) / size], indexing='ij')
+  angle = rng.uniform(0, np.pi)
+  u = (
+    np.cos(angle) * x
+    + np.sin(angle) * y
+    + wobble * noise.band_limited(rng, size, 3)
+  )
+  v = (
+    np.cos(angle) * y
+    - np.sin(angle) * x
+    + wobble * noise.band_limited(rng, size, 3)
+  )
+  return u, v
+
+
+def _wave(phase: np.ndarray, hardness: float) -> np.ndarray:
+  """Returns a wave of period 1 in [0, 1]; the harder, the squarer."""
+  wave = np.sin(2 * np.pi * phase)
+  return 0.5 + 0.5 * np.tanh(hardness * wave) / np.tanh(hardness)
+
+
+def _cloudy(rng, size):
+  field = noise.band_limited(
+    rng,
+    size,
+    np.exp(rng.uniform(np.log(3), np.log(size / 5))),
+    stretch=np.exp(rng.uniform(0, np.log(8))),
+    angle=rng.uniform(0, np.pi),
+    octaves=rng.uniform(0.3, 1.2),
+  )
+  return np.clip(0.5 + rng.uniform(0.2, 0.5) * field, 0, 1)
+
+
+def _striped(rng, size):
+  u, _ = _plane(rng, size, rng.choice((0.0, 0.01, 0.03)))
+  cycles = np.exp(rng.uniform(np.log(4), np.log(size / 5)))
+  return _wave(u * cycles, rng.uniform(0.5, 6))
+
+
+def _checked(rng, size):
+  u, v = _plane(rng, size, rng.choice((0.0, 0.005, 0.02)))
+  cycles = np.exp(rng.uniform(np.log(3), np.log(size / 6), 2))
+  hardness = rng.uniform(0.5, 6)
+  a, b = _wave(u * cycles[0], hardness), _wave(v * cycles[1], hardness)
+  return (a + b) / 2 if rng.random() < 0.5 else a * b + (1 - a) * (1 - b)
+
+
+def _cell_distances(rng, size):
+  """Returns distance to the nearest and second seed, and the nearest's index.
+
+  The seeds tile with the picture; distances are in mean seed spacings.
+  """
+  count = int(rng.integers(12, 90))
+  seeds = rng.random((count, 2)).astype(np.float32)
+  grid = (np.arange(size, dtype=np.float32) + 0.5) / size
+  gap = np.abs(grid - seeds[..., np.newaxis])  # (count, 2, S)
+  gap = np.minimum(gap, 1 - gap) ** 2
+  square = gap[:, 0, :, np.newaxis] + gap[:, 1, np.newaxis, :]
+  index = square.argmin(axis=0)
+  first = square.min(axis=0)
+  np.put_along_axis(square, index[np.newaxis], np.inf, axis=0)
+  second = square.min(axis=0)
+  return np.sqrt(first * count), np.sqrt(second * count), index, count
+
+
+def _cellular(rng, size):
+  first, second, index, count = _cell_distances(rng, size)
+  style = rng.integers(3)
+  if style == 0:  # Plates with joints.
+    joint = np.clip((second - first) / rng.uniform(0.08, 0.3), 0, 1)
+    return joint * rng.uniform(0.3, 1, count)[index]
+  if style == 1:  # Flat cells.
+    return rng.random(count)[index]
+  return np.clip(first / rng.uniform(0.7, 1.2), 0, 1)  # Pebbles.
+
+
+def _dotted(rng, size):
+  if rng.random() < 0.5:  # Irregular.
+    first, _, index, count = _cell_distances(rng, size)
+    radius = rng.uniform(0.15, 0.45, count)[index]
+    return np.clip((radius - first) * size / 8 + 0.5, 0, 1)
+  u, v = _plane(rng, size, rng.choice((0.0, 0.01)))
+  cycles = np.exp(rng.uniform(np.log(4), np.log(size / 6)))
+  u, v = (u * cycles) % 1 - 0.5, (v * cycles) % 1 - 0.5
+  edge = rng.uniform(0.15, 0.4) - np.hypot(u, v)
+  return np.clip(edge * size / cycles + 0.5, 0, 1)
+
+
+def _marbled(rng, size):
+  u, _ = _plane(rng, size, rng.uniform(0.02, 0.08))
+  fine = noise.band_limited(rng, size, rng.uniform(6, 14), octaves=1.0)
+  phase = u * rng.uniform(2, 8) + rng.uniform(0.1, 0.3) * fine
+  return np.abs(2 * (phase % 1) - 1) ** rng.uniform(0.4, 1.5)

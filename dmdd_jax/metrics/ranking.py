@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dmdd_jax.metrics import maps as maps_lib
+from dmdd_jax.metrics import store as store_lib
 
 # Pixels of a block, counting a positive as _POSITIVE_COST anomaly-free ones,
 # for it is argsorted with its weight.
@@ -109,13 +109,13 @@ def ranking(scores, labels):
   Raises:
     ValueError: on shapes that disagree, other labels, non-finite scores.
   """
-  scores = maps_lib.check_scores(scores, 'scores').ravel()
+  scores = store_lib.check_scores(scores, 'scores').ravel()
   labels = np.asarray(labels).ravel()
   if scores.shape != labels.shape:
     raise ValueError(
       f'scores have {scores.size} entries and labels {labels.size}'
     )
-  labels = maps_lib.check_labels(labels)
+  labels = store_lib.check_labels(labels)
   positives = int(np.count_nonzero(labels))
   sums = RankingSums(positives, labels.size - positives)
   if 0 < positives < labels.size:
@@ -151,8 +151,8 @@ def roc_curve(scores, labels):
   Raises:
     ValueError: unless both labels occur; as `ranking`.
   """
-  scores = maps_lib.check_scores(scores, 'scores')
-  labels = maps_lib.check_labels(labels).astype(np.int64)
+  scores = store_lib.check_scores(scores, 'scores')
+  labels = store_lib.check_labels(labels).astype(np.int64)
   if scores.shape != labels.shape or not 0 < labels.sum() < labels.size:
     raise ValueError(
       f'a ROC curve needs both labels, found {int(labels.sum())} positives of'

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from dmdd_jax.metrics import maps as maps_lib
 from dmdd_jax.metrics import ranking
+from dmdd_jax.metrics import store as store_lib
 
 _EIGHT = np.ones((3, 3), int)
 # Bytes of region indices kept in memory for maps that are themselves on disk.
@@ -57,7 +57,7 @@ class Pixels(NamedTuple):
 
   def read(self, index):
     """The (n,) scores of an image, and its region indices or None."""
-    scores = maps_lib.as_float(self.maps[index]).reshape(-1)
+    scores = store_lib.as_float(self.maps[index]).reshape(-1)
     if not len(self.areas[index]):
       return scores, None
     return scores, self.regions[index].reshape(-1)
@@ -75,7 +75,7 @@ class Pixels(NamedTuple):
       return scores, regions, weight
 
     block = None
-    if isinstance(self.regions, maps_lib.ArraySpool):
+    if isinstance(self.regions, store_lib.ArraySpool):
       block = min(2**24, max(2**20, sum(self.sizes) // 4))
     return ranking.steps(read, self.sizes, block)
 
@@ -104,8 +104,8 @@ def prepare(maps, masks):
   if isinstance(maps, Pixels):
     return maps
   regions = []
-  if isinstance(maps, maps_lib.MapStore):
-    regions = maps_lib.ArraySpool(
+  if isinstance(maps, store_lib.MapStore):
+    regions = store_lib.ArraySpool(
       min(_REGION_BYTES, maps.limit_bytes), maps.directory
     )
     maps, masks = maps.maps, maps.masks
@@ -113,8 +113,8 @@ def prepare(maps, masks):
     raise ValueError(f'there are {len(maps)} maps and {len(masks)} masks')
   areas, sizes = [], []
   for index in range(len(maps)):
-    shape = maps_lib.check_map(maps[index], index).shape
-    mask = maps_lib.check_mask(masks[index], shape, index)
+    shape = store_lib.check_map(maps[index], index).shape
+    mask = store_lib.check_mask(masks[index], shape, index)
     found, area = label_regions(mask)
     regions.append(found)
     areas.append(area)
@@ -375,10 +375,10 @@ def spro(maps, regions, limits=(0.3, 0.05)):
     raise ValueError(f'there are {len(maps)} maps and {len(regions)} regions')
   scores, weights, unions = [], [], []
   for index, pairs in enumerate(regions):
-    anomaly_map = maps_lib.check_map(maps[index], index)
+    anomaly_map = store_lib.check_map(maps[index], index)
     union = np.zeros(anomaly_map.shape, np.uint8)
     for mask, area in pairs:
-      mask = maps_lib.check_mask(mask, anomaly_map.shape, index)
+      mask = store_lib.check_mask(mask, anomaly_map.shape, index)
       union |= mask
       inside = np.sort(anomaly_map[mask > 0])[::-1]
       if not len(inside) or not area > 0:

@@ -15,11 +15,11 @@ import numpy as np
 
 from dmdd_jax import storage
 from dmdd_jax.metrics import bootstrap as bootstrap_lib
-from dmdd_jax.metrics import maps as maps_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
+from dmdd_jax.metrics import store as store_lib
 
-MapStore = maps_lib.MapStore
+MapStore = store_lib.MapStore
 
 _RANKING = ('auroc', 'ap', 'f1_max', 'f1_max_threshold')
 _EXTRA = ('aupimo', 'pro_per_image')
@@ -93,7 +93,7 @@ def compute(
       values or labels other than 0 and 1, defect pixels in an image of label
       0; the message names the image's index.
   """
-  labels = maps_lib.check_labels(labels)
+  labels = store_lib.check_labels(labels)
   scores = _check_image_scores(scores, labels)
   _check_options(pro_limits, extra, bootstrap)
   pixels = _prepare(maps, masks, labels)
@@ -144,7 +144,7 @@ def _check_image_scores(scores, labels):
       f'the score of image {index} is {scores[index]}; every score must be '
       'finite'
     )
-  return maps_lib.check_scores(scores, 'scores')
+  return store_lib.check_scores(scores, 'scores')
 
 
 def _check_options(pro_limits, extra, bootstrap):
@@ -162,12 +162,12 @@ def _prepare(maps, masks, labels):
   """Returns the checked `region.Pixels`, or None without maps or masks."""
   if maps is not None and len(maps) != len(labels):
     raise ValueError(f'there are {len(maps)} maps and {len(labels)} labels')
-  if isinstance(maps, maps_lib.MapStore):
+  if isinstance(maps, store_lib.MapStore):
     if masks is not None:
       raise ValueError('a MapStore brings its own masks; pass masks=None')
   elif maps is None or masks is None:
     for index in range(0 if maps is None else len(maps)):
-      maps_lib.check_map(maps[index], index)
+      store_lib.check_map(maps[index], index)
     return None
   pixels = region.prepare(maps, masks)
   for index in np.flatnonzero(pixels.defective & (labels == 0)):
@@ -287,7 +287,7 @@ def precision_recall_f1(scores, labels, threshold):
   Raises:
     ValueError: on shapes that disagree, other labels, non-finite scores.
   """
-  if isinstance(scores, maps_lib.MapStore):
+  if isinstance(scores, store_lib.MapStore):
     scores, labels = scores.maps, scores.masks
   if len(scores) != len(labels):
     raise ValueError(f'there are {len(scores)} scores and {len(labels)} labels')
@@ -295,8 +295,8 @@ def precision_recall_f1(scores, labels, threshold):
     scores, labels = [scores], [labels]
   tp = fp = positives = 0
   for index in range(len(scores)):
-    part = maps_lib.check_scores(scores[index], f'scores[{index}]')
-    truth = maps_lib.check_mask(labels[index], part.shape, index) > 0
+    part = store_lib.check_scores(scores[index], f'scores[{index}]')
+    truth = store_lib.check_mask(labels[index], part.shape, index) > 0
     found = part >= np.float64(threshold)
     hits = int(np.count_nonzero(found & truth))
     tp += hits

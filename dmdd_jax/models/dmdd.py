@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dmdd_jax import losses
+from dmdd_jax.models import distance as distance_lib
 from dmdd_jax.models import initial
 from dmdd_jax.models import resnet
 from dmdd_jax.models import segmentation
@@ -71,7 +71,7 @@ def distance_maps(
   size = taps[0].shape[1:3]
   maps = [
     student_lib.resize_bilinear(
-      losses.cosine_distance(feature, tap)[..., None], size
+      distance_lib.cosine_distance(feature, tap)[..., None], size
     )
     for features in branches
     for feature, tap in zip(features, taps)
@@ -112,7 +112,7 @@ class PositionBias(nn.Module):
   A student stays farther from its teacher in some places of every image: in a
   corner that it never learns, or where the object is; with tiles, where in a
   tile. By how much is no batch's statistic, so it is not updated here:
-  `evaluate.learn_positions` does.
+  `scoring.position` does.
   """
 
   @nn.compact

@@ -10,6 +10,8 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 
@@ -121,7 +123,7 @@ class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     try:
       manual = os.fspath(dl_manager.manual_dir)
     except (AssertionError, FileNotFoundError) as error:
-      raise records_lib.MissingDataError(
+      raise files.MissingDataError(
         f'{self.name}: {self.MANUAL_DOWNLOAD_INSTRUCTIONS} ({error})'
       ) from None
     for name in self.ARCHIVES:
@@ -148,10 +150,10 @@ class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self, root: str, records: tuple[records_lib.Record, ...]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     for index, record in enumerate(records):
-      image = records_lib.read_image(record.image, None)
+      image = images_lib.read_image(record.image, None)
       mask = np.zeros((*image.shape[:2], 1), np.uint8)
       if record.mask is not None:
-        mask = 255 * records_lib.read_mask(record.mask, None)
+        mask = 255 * images_lib.read_mask(record.mask, None)
       filename = os.path.relpath(record.image, root).replace(os.sep, '/')
       yield (
         f'{index:06d}/{filename}',

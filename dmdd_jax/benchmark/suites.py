@@ -2,7 +2,7 @@
 
 Synopsis:
 
-  report = benchmark_suites.run('metrics', benchmark_suites.Options())
+  report = suites.run('metrics', suites.Options())
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dmdd_jax import benchmark
+from dmdd_jax.benchmark import measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,14 @@ def run(suite: str, options: Options) -> dict[str, Any]:
   """
   if suite not in SUITES:
     raise ValueError(f'unknown suite {suite!r}; choose one of {tuple(SUITES)}')
-  environment = benchmark.environment()
+  environment = measure.environment()
   figures = SUITES[suite](options)
   return {
     'suite': suite,
     'options': dataclasses.asdict(options),
     'environment': environment,
     'figures': [dataclasses.asdict(figure) for figure in figures],
-    'table': benchmark.format_table(figures),
+    'table': measure.format_table(figures),
   }
 
 
@@ -76,9 +76,10 @@ def bench_config(size: int = 256, batch_size: int = 8):
 def _images(size: int, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
   """Surfaces (N, S, S, 3) and procedural textures, uint8."""
   from dmdd_jax.data import surfaces
+  from dmdd_jax.data import textures as textures_lib
 
   images = [surfaces.surface(str(i), size)[0] for i in range(count)]
-  return np.stack(images), surfaces.procedural_textures(count, size)
+  return np.stack(images), textures_lib.procedural_textures(count, size)
 
 
 def _dataset(config, steps: int):
@@ -99,7 +100,7 @@ def _dataset(config, steps: int):
 # --- input -------------------------------------------------------------------
 
 
-def _input(options: Options) -> list[benchmark.Figure]:
+def _input(options: Options) -> list[measure.Figure]:
   """Pairs synthesised per second, against NumPy and OpenCV one by one."""
   size, batches, rows = options.size, 6, 32
   config = bench_config(size, batch_size=rows)
@@ -116,23 +117,23 @@ def _input(options: Options) -> list[benchmark.Figure]:
     for image in images:
       numpy_pair(image, textures, rng)
 
-  mine = benchmark.measure(ours, options.repeats)
-  usual = benchmark.measure(theirs, options.repeats)
+  mine = measure.measure(ours, options.repeats)
+  usual = measure.measure(theirs, options.repeats)
   # Read: image and texture in bytes. Written: image, normal, mask in floats.
   moved = size * size * (2 * 3 + 4 * (3 + 3 + 1))
   pairs = batches * rows
   return [
-    benchmark.rate(
+    measure.rate(
       f'pairs of {size} x {size}',
       'pairs/s',
       pairs,
       mine,
       baseline=len(images) / usual.median,
       baseline_is='NumPy and OpenCV, pair by pair on one core',
-      limit=benchmark.copy_bandwidth() / moved,
+      limit=measure.copy_bandwidth() / moved,
       limit_is='its bytes copied by one core',
     ),
-    benchmark.Figure(
+    measure.Figure(
       'processor time of a pair',
       'ms',
       1e3 * mine.processor / pairs,
@@ -194,7 +195,7 @@ def _train_cases() -> list[tuple[str, int, str]]:
   ]
 
 
-def _train(options: Options) -> list[benchmark.Figure]:
+def _train(options: Options) -> list[measure.Figure]:
   """A step of each phase beside its FLOPs, its input and PyTorch's step."""
   import jax
 
@@ -226,9 +227,9 @@ class TrainBench:
     import jax
 
     from dmdd_jax import sharding
-    from dmdd_jax import steps
-    from dmdd_jax import train_state
     from dmdd_jax.models import dmdd
+    from dmdd_jax.training import steps
+    from dmdd_jax.training import train_state
 
     self.options, self.arch, self.dtype = options, arch, dtype
     self.config = bench_config(options.size, batch_size)
@@ -261,7 +262,7 @@ class TrainBench:
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     return step, compiled.cost_analysis()['flops'], used
 
-  def figures(self) -> list[benchmark.Figure]:
+  def figures(self) -> list[measure.Figure]:
     """Of this configuration."""
     from dmdd_jax import sharding
 
@@ -273,19 +274,19 @@ class TrainBench:
       keys = ('image', 'normal', 'mask')
       return sharding.to_global(self.mesh, {key: rows[key] for key in keys})
 
-    constant, peak = load(), benchmark.matmul_peak(config.dtype)
+    constant, peak = load(), measure.matmul_peak(config.dtype)
     count, figures = config.train.batch_size, []
     peer = self._torch(constant)
     for phase in ('distill', 'segment'):
       step, flops, used = self.compile(phase, constant)
-      alone = benchmark.measure(step, repeats)
-      fed = benchmark.measure(lambda step=step: step(load()), repeats)
+      alone = measure.measure(step, repeats)
+      fed = measure.measure(lambda step=step: step(load()), repeats)
       name = f'{phase}, {self.name}'
       compared = {}
       if phase == 'distill' and peer:
         compared = {'baseline': count / peer, 'baseline_is': 'PyTorch'}
       figures += [
-        benchmark.rate(
+        measure.rate(
           name,
           'pairs/s',
           count,
@@ -294,7 +295,7 @@ class TrainBench:
           limit_is='its FLOPs at the rate of a matrix product',
           **compared,
         ),
-        benchmark.rate(
+        measure.rate(
           f'{name}, fed by the pipeline',
           'pairs/s',
           count,
@@ -302,34 +303,34 @@ class TrainBench:
           baseline=count / alone.median,
           baseline_is='constant batch',
         ),
-        benchmark.Figure(f'{name}, memory', 'MB', used / 1e6),
+        measure.Figure(f'{name}, memory', 'MB', used / 1e6),
       ]
       if phase == 'distill':
         figures += [self._cached(constant, alone), self._muon(constant, alone)]
     return figures
 
-  def _muon(self, batch, alone: benchmark.Seconds) -> benchmark.Figure:
+  def _muon(self, batch, alone: measure.Seconds) -> measure.Figure:
     """The distillation step with Muon in the place of Adam."""
     count = self.config.train.batch_size
     bench = TrainBench(
       self.options, self.arch, count, self.dtype, optimizer='muon'
     )
     step, _, _ = bench.compile('distill', batch)
-    return benchmark.rate(
+    return measure.rate(
       f'distill, {self.name}, Muon',
       'pairs/s',
       count,
-      benchmark.measure(step, self.options.repeats),
+      measure.measure(step, self.options.repeats),
       baseline=count / alone.median,
       baseline_is='Adam',
     )
 
-  def _cached(self, batch, alone: benchmark.Seconds) -> benchmark.Figure:
+  def _cached(self, batch, alone: measure.Seconds) -> measure.Figure:
     """The distillation step with the teacher's features of x_n at hand."""
     import jax
 
-    from dmdd_jax import steps
-    from dmdd_jax import train_state
+    from dmdd_jax.training import steps
+    from dmdd_jax.training import train_state
 
     images = np.uint8(np.round(255.0 * np.asarray(batch['normal'])))
     cache = steps.TeacherCache(
@@ -343,11 +344,11 @@ class TrainBench:
     kept = {key: batch[key] for key in ('image', 'mask')}
     kept['normal_taps'] = jax.block_until_ready(cache(rows))
     step, _, _ = self.compile('distill', kept)
-    return benchmark.rate(
+    return measure.rate(
       f'distill, {self.name}, train.cache_teacher',
       'pairs/s',
       len(images),
-      benchmark.measure(step, self.options.repeats),
+      measure.measure(step, self.options.repeats),
       baseline=len(images) / alone.median,
       baseline_is='without',
     )
@@ -389,13 +390,13 @@ class TrainBench:
 # --- metrics -----------------------------------------------------------------
 
 
-def _metrics(options: Options) -> list[benchmark.Figure]:
+def _metrics(options: Options) -> list[measure.Figure]:
   """All pixel metrics and AU-PRO, against scikit-learn and 200 thresholds."""
   sizes = (options.size,) if options.size < 256 else (options.size, 900)
   return [figure for size in sizes for figure in _metrics_at(size, options)]
 
 
-def _metrics_at(size: int, options: Options) -> list[benchmark.Figure]:
+def _metrics_at(size: int, options: Options) -> list[measure.Figure]:
   """The figures of 100 maps of one size."""
   from sklearn import metrics as sklearn_metrics
 
@@ -408,15 +409,15 @@ def _metrics_at(size: int, options: Options) -> list[benchmark.Figure]:
     return results.compute(maps, masks, scores, labels, extra=())
 
   times = options.repeats if size <= 256 else 2
-  mine = benchmark.measure(ours, times)
-  theirs = benchmark.measure(
+  mine = measure.measure(ours, times)
+  theirs = measure.measure(
     lambda: sklearn_metrics.roc_auc_score(masks.ravel(), maps.ravel()), 1, 0
   )
-  loop = benchmark.measure(lambda: pro_200_thresholds(maps, masks), 1, 0)
-  sort = benchmark.measure(lambda: np.sort(maps, axis=None), times)
+  loop = measure.measure(lambda: pro_200_thresholds(maps, masks), 1, 0)
+  sort = measure.measure(lambda: np.sort(maps, axis=None), times)
   name = f'100 maps of {size} x {size}'
   return [
-    benchmark.duration(
+    measure.duration(
       f'{name}, all pixel metrics',
       mine,
       baseline=theirs.median,
@@ -424,16 +425,16 @@ def _metrics_at(size: int, options: Options) -> list[benchmark.Figure]:
       limit=sort.median,
       limit_is="NumPy's sort of all scores",
     ),
-    benchmark.duration(
+    measure.duration(
       f'{name}, the same, both AU-PRO',
       mine,
       baseline=loop.median,
       baseline_is='AU-PRO by 200 thresholds',
     ),
-    benchmark.Figure(
+    measure.Figure(
       f'{name}, peak memory',
       'MB',
-      (maps.nbytes + benchmark.peak_memory(ours)) / 1e6,
+      (maps.nbytes + measure.peak_memory(ours)) / 1e6,
       limit=maps.nbytes / 1e6,
       limit_is='the maps',
     ),
@@ -493,17 +494,17 @@ def pro_200_thresholds(maps: np.ndarray, masks: np.ndarray) -> float:
 # --- start-up ----------------------------------------------------------------
 
 
-def _startup(options: Options) -> list[benchmark.Figure]:
+def _startup(options: Options) -> list[measure.Figure]:
   """Seconds from a command to its end or to its first step."""
   from dmdd_jax.data import surfaces
 
   imports = {
-    name: benchmark.measure(_python('-c', f'import {name}'), options.repeats)
+    name: measure.measure(_python('-c', f'import {name}'), options.repeats)
     for name in ('jax', 'dmdd_jax', 'dmdd_jax.train', 'tensorflow')
   }
-  bare = benchmark.measure(_python('-c', 'pass'), options.repeats)
+  bare = measure.measure(_python('-c', 'pass'), options.repeats)
   figures = [
-    benchmark.duration(
+    measure.duration(
       f'import {name}',
       imports[name],
       baseline=bare.median,
@@ -519,9 +520,9 @@ def _startup(options: Options) -> list[benchmark.Figure]:
     warm = [
       first_step(folder, options) for _ in range(max(1, options.repeats // 2))
     ]
-  seconds = benchmark.Seconds(float(np.median(warm)), min(warm), max(warm), 0.0)
+  seconds = measure.Seconds(float(np.median(warm)), min(warm), max(warm), 0.0)
   figures.append(
-    benchmark.duration(
+    measure.duration(
       f'command to first step at {options.size} pixels, compiled before',
       seconds,
       baseline=cold,
@@ -571,16 +572,16 @@ def first_step(folder: str, options: Options) -> float:
   raise RuntimeError(f'no first step: {"".join(lines[-5:])}')
 
 
-def _predict(options: Options) -> list[benchmark.Figure]:
-  from dmdd_jax import benchmark_predict
+def _predict(options: Options) -> list[measure.Figure]:
+  from dmdd_jax.benchmark import latency
 
-  return benchmark_predict.run(options)
+  return latency.run(options)
 
 
-def _growth(options: Options) -> list[benchmark.Figure]:
-  from dmdd_jax import benchmark_growth
+def _growth(options: Options) -> list[measure.Figure]:
+  from dmdd_jax.benchmark import growth
 
-  return benchmark_growth.run(options)
+  return growth.run(options)
 
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -5,7 +5,7 @@ the metrics of a test set against its size, to 10,000 images of synthetic maps.
 
 Synopsis:
 
-  figures = benchmark_growth.run(options)  # Writes growth_*.svg too.
+  figures = growth.run(options)  # Writes growth_*.svg too.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ import time
 import jax
 import numpy as np
 
-from dmdd_jax import benchmark
-from dmdd_jax import benchmark_suites
+from dmdd_jax.benchmark import measure
+from dmdd_jax.benchmark import suites
 
 BATCHES = (2, 4, 8, 16)
 SIZES = (64, 128, 192, 256)
@@ -28,9 +28,10 @@ TEST_SIZES = (100, 1000, 10_000)
 # A step's median seconds as JSON: arguments are size, batch, devices, repeats.
 _STEP = """
 import json, sys
-from dmdd_jax import benchmark_growth, cli
+from dmdd_jax import cli
+from dmdd_jax.benchmark import growth
 cli.use_compilation_cache()
-print(json.dumps(benchmark_growth.step_seconds(*map(int, sys.argv[1:]))))
+print(json.dumps(growth.step_seconds(*map(int, sys.argv[1:]))))
 """
 
 
@@ -40,10 +41,8 @@ def step_seconds(
   """Median, lowest and highest seconds of a distillation step."""
   from dmdd_jax import sharding
 
-  options = benchmark_suites.Options(repeats, size)
-  bench = benchmark_suites.TrainBench(
-    options, batch_size=batch_size, devices=devices
-  )
+  options = suites.Options(repeats, size)
+  bench = suites.TrainBench(options, batch_size=batch_size, devices=devices)
   rng = np.random.default_rng(0)
   shape = (batch_size, size, size)
   batch = {
@@ -52,13 +51,13 @@ def step_seconds(
     'mask': np.float32(rng.random((*shape, 1)) < 0.05),
   }
   step, _, _ = bench.compile('distill', sharding.to_global(bench.mesh, batch))
-  found = benchmark.measure(step, repeats)
+  found = measure.measure(step, repeats)
   return found.median, found.lowest, found.highest
 
 
 def _steps(
   axis: str, cases: Sequence[tuple[int, int, int, int]], repeats: int
-) -> list[benchmark.Figure]:
+) -> list[measure.Figure]:
   """The first case is the baseline: the others, if cost is proportional.
 
   Args:
@@ -82,7 +81,7 @@ def _steps(
     if not figures:
       unit_cost = median / pixels
     figures.append(
-      benchmark.Figure(
+      measure.Figure(
         f'step, {axis} {value}',
         's',
         median,
@@ -100,7 +99,7 @@ def synthetic_test_set(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
   Copies are raised by a little, so that their scores are others.
   """
-  base_maps, base_masks = benchmark_suites.fake_test_set(100, size)
+  base_maps, base_masks = suites.fake_test_set(100, size)
   rows = np.arange(count) % 100
   maps, masks = base_maps[rows], base_masks[rows]
   maps += np.float32(1e-3) * np.arange(count, dtype=np.float32)[:, None, None]
@@ -109,7 +108,7 @@ def synthetic_test_set(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _evaluations(
   size: int, counts: Sequence[int]
-) -> tuple[list[benchmark.Figure], list[benchmark.Figure]]:
+) -> tuple[list[measure.Figure], list[measure.Figure]]:
   """Seconds and peak memory of all metrics, for test sets that grow."""
   times, memories = [], []
   for count in counts:
@@ -117,7 +116,7 @@ def _evaluations(
     if not times:
       first = seconds / count
     times.append(
-      benchmark.Figure(
+      measure.Figure(
         f'metrics, {count} maps of {size} x {size}',
         's',
         seconds,
@@ -126,7 +125,7 @@ def _evaluations(
       )
     )
     memories.append(
-      benchmark.Figure(
+      measure.Figure(
         f'metrics, {count} maps, memory beyond maps and masks',
         'MB',
         added / 1e6,
@@ -150,11 +149,11 @@ def _evaluation(count: int, size: int) -> tuple[float, int, int]:
     results.compute(maps, masks, scores, labels, extra=())
     seconds.append(time.perf_counter() - started)
 
-  added = benchmark.peak_memory(compute)
+  added = measure.peak_memory(compute)
   return seconds[0], added, maps.nbytes + masks.nbytes
 
 
-def run(options: benchmark_suites.Options) -> list[benchmark.Figure]:
+def run(options: suites.Options) -> list[measure.Figure]:
   """Measures all of it and writes the plots to `options.pictures`."""
   repeats, size = min(options.repeats, 3), options.size
   half = size // 2
@@ -199,7 +198,7 @@ def run(options: benchmark_suites.Options) -> list[benchmark.Figure]:
 
 def _plot(
   path: str,
-  panels: Sequence[tuple[str, str, Sequence[int], Sequence[benchmark.Figure]]],
+  panels: Sequence[tuple[str, str, Sequence[int], Sequence[measure.Figure]]],
 ) -> None:
   """Panels of (x label, y label, x values, figures), with proportion dashed."""
   import matplotlib

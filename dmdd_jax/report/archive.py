@@ -10,10 +10,10 @@ neither side holds more than one.
 
 Synopsis:
 
-  report_data.write(folder, config.data.root, records, scores, store,
+  archive.write(folder, config.data.root, records, scores, store,
                     thumbnails, calibration)
-  rows = report_data.read_scores(folder)
-  archive = report_data.open_archive(folder)
+  rows = archive.read_scores(folder)
+  archive = archive.open_archive(folder)
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ import numpy as np
 from PIL import features
 from PIL import Image
 
-from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import storage
-from dmdd_jax import visualize
 from dmdd_jax.data import records as records_lib
-from dmdd_jax.metrics import maps as maps_lib
 from dmdd_jax.metrics import region
+from dmdd_jax.metrics import store as store_lib
+from dmdd_jax.report import overlays
+from dmdd_jax.scoring import calibration as calibration_lib
 
 SCORES, ARCHIVE = 'scores.csv', 'report_data.zip'
 FIELDS = ('file', 'defect', 'label', 'score', 'maps_mean_score', 'verdict')
@@ -64,7 +64,7 @@ def write(
   root: str,
   records: Sequence[records_lib.Record],
   scores: Mapping[str, np.ndarray],
-  store: maps_lib.MapStore,
+  store: store_lib.MapStore,
   thumbnails: Sequence[np.ndarray],
   calibration: calibration_lib.Calibration,
 ) -> None:
@@ -216,7 +216,7 @@ def _fill(
   archive: zipfile.ZipFile,
   names: Sequence[str],
   records: Sequence[records_lib.Record],
-  store: maps_lib.MapStore,
+  store: store_lib.MapStore,
   thumbnails: Sequence[np.ndarray],
   calibration: calibration_lib.Calibration,
 ) -> None:
@@ -250,17 +250,17 @@ def _fill(
 def _color_range(
   maps: Sequence[np.ndarray], threshold: float
 ) -> tuple[float, float]:
-  """The scale of `visualize.color_range`, from a bounded sample."""
+  """The scale of `overlays.color_range`, from a bounded sample."""
   if not len(maps):
     return 0.0, 1.0
   pixels = len(maps) * maps[0].size
   stride = max(1, math.ceil(math.sqrt(pixels / _RANGE_SAMPLE)))
   sample = [m[::stride, ::stride] for m in maps]
-  return visualize.color_range(sample, threshold)
+  return overlays.color_range(sample, threshold)
 
 
 def _curves(
-  records: Sequence[records_lib.Record], store: maps_lib.MapStore
+  records: Sequence[records_lib.Record], store: store_lib.MapStore
 ) -> dict[str, list[list[float]]]:
   """The curves of the pixels; none where the truth leaves them undefined."""
   if not all(record.has_truth for record in records):

@@ -22,7 +22,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from dmdd_jax import onnx_loader
+from dmdd_jax.export import onnx_loader
 
 _BATCH = 16  # Of exported files; a checkpoint has its own.
 
@@ -117,9 +117,9 @@ def from_inspector(inspector: Any, source: str) -> Model:
 
 
 def _open_stablehlo(path: str) -> Model:
-  from dmdd_jax import exported
+  from dmdd_jax.export import loader
 
-  model = exported.load(path)
+  model = loader.load(path)
 
   def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Each batch size is compiled: there are two of them.

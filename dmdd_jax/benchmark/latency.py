@@ -7,7 +7,7 @@ come out as numpy arrays. The weights are random, which changes no time.
 
 Synopsis:
 
-  figures = benchmark_predict.run(options)
+  figures = latency.run(options)
 """
 
 from collections.abc import Callable, Iterator
@@ -28,18 +28,18 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dmdd_jax import benchmark
-from dmdd_jax import benchmark_suites
-from dmdd_jax import calibration
-from dmdd_jax import export
-from dmdd_jax import exported
-from dmdd_jax import onnx_loader
 from dmdd_jax import predict
-from dmdd_jax import serve_models
-from dmdd_jax import steps
-from dmdd_jax import train_state
+from dmdd_jax.benchmark import measure
+from dmdd_jax.benchmark import suites
 from dmdd_jax.data import surfaces
+from dmdd_jax.export import loader
+from dmdd_jax.export import onnx_loader
+from dmdd_jax.export import write as export_lib
 from dmdd_jax.models import dmdd
+from dmdd_jax.scoring import calibration
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.serve import models as serve_models
+from dmdd_jax.training import train_state
 
 BATCHES = (1, 4, 16)
 LARGE_BATCHES = (64, 128)  # Which a processor does not need.
@@ -53,29 +53,29 @@ class Measured:
   p50: float
   p99: float
   batch: int
-  seconds: benchmark.Seconds
+  seconds: measure.Seconds
 
 
-def run(options: benchmark_suites.Options) -> list[benchmark.Figure]:
+def run(options: suites.Options) -> list[measure.Figure]:
   """Measures every path whose extra is installed; the others are named."""
   inspector, state = _model(options.size)
-  trained = export.describe(inspector, state, teacher_fingerprint='')
+  trained = export_lib.describe(inspector, state, teacher_fingerprint='')
   images = [surfaces.surface(str(i), options.size)[0] for i in range(16)]
   images = np.stack(images * (max(_batches()) // 16))
   step, flops = _jitted(trained, images[:1])
   teacher = _teacher(inspector.config, state)
   floor = measure_path(teacher, images, options.repeats)
   jit = measure_path(step, images, options.repeats)
-  limit = benchmark.matmul_peak() / flops
+  limit = measure.matmul_peak() / flops
   figures = _figures('jit', jit, floor, 'the teacher alone', limit)
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, 'model.dmdd')
-    export.write_stablehlo(trained, path)
-    found = measure_path(exported.load(path), images, options.repeats)
+    export_lib.write_stablehlo(trained, path)
+    found = measure_path(loader.load(path), images, options.repeats)
     figures += _figures('StableHLO', found, jit, 'jit', limit)
     if _installed('onnx', 'onnxruntime'):
       path = os.path.join(folder, 'model.onnx')
-      export.write_onnx(trained, path)
+      export_lib.write_onnx(trained, path)
       found = measure_path(onnx_loader.load(path), images, options.repeats)
       figures += _figures('onnxruntime', found, jit, 'jit', limit)
     else:
@@ -103,25 +103,25 @@ def _installed(*packages: str) -> bool:
   return all(importlib.util.find_spec(package) for package in packages)
 
 
-def missing(path: str, extra: str) -> benchmark.Figure:
+def missing(path: str, extra: str) -> measure.Figure:
   """The row of a path whose extra is not installed."""
-  return benchmark.Figure(
+  return measure.Figure(
     f'{path}: the extra {extra} is not installed', '', float('nan')
   )
 
 
 def _model(size: int) -> tuple[predict.Inspector, train_state.TrainState]:
   """A model that nobody trained."""
-  config = benchmark_suites.bench_config(size)
+  config = suites.bench_config(size)
   state = train_state.create(
     config, dmdd.from_config(config), jax.random.key(0)
   )
-  calibrated = calibration.Calibration(steps.Fusion(), 0.5, 0.5, 1.0, 4)
+  calibrated = calibration.Calibration(score_lib.Fusion(), 0.5, 0.5, 1.0, 4)
   return predict.Inspector(config, state, calibrated), state
 
 
 def _jitted(
-  trained: export.Trained, image: np.ndarray
+  trained: export_lib.Trained, image: np.ndarray
 ) -> tuple[Callable[[np.ndarray], Any], float]:
   """The jitted function of images, and its FLOPs for one."""
   weights, whole = jax.device_put(trained.weights), jax.jit(trained.function)
@@ -150,7 +150,7 @@ def measure_path(
     function(images[:1])
     seconds.append(time.perf_counter() - started)
   batches = {
-    batch: benchmark.measure(lambda n=batch: function(images[:n]), repeats)
+    batch: measure.measure(lambda n=batch: function(images[:n]), repeats)
     for batch in _batches()
   }
   batch = _best(batches)
@@ -158,7 +158,7 @@ def measure_path(
   return Measured(float(p50), float(p99), batch, batches[batch])
 
 
-def _best(batches: dict[int, benchmark.Seconds]) -> int:
+def _best(batches: dict[int, measure.Seconds]) -> int:
   return max(batches, key=lambda batch: batch / batches[batch].median)
 
 
@@ -169,12 +169,12 @@ def _figures(
   baseline_is: str,
   limit: float,
   batch_is: str = 'batch of',
-) -> list[benchmark.Figure]:
+) -> list[measure.Figure]:
   """The rows of a path; `limit` is of images a second."""
   limit_is = 'its FLOPs at the rate of a matrix product'
   return [
     *(
-      benchmark.Figure(
+      measure.Figure(
         f'{name}, one image, {quantile}',
         'ms',
         1e3 * getattr(found, quantile),
@@ -185,7 +185,7 @@ def _figures(
       )
       for quantile in ('p50', 'p99')
     ),
-    benchmark.rate(
+    measure.rate(
       f'{name}, best {batch_is} {found.batch}',
       'images/s',
       found.batch,
@@ -208,9 +208,9 @@ def measure_server(
     path: of the image file.
     repeats: of each number of clients, which stand for batches.
   """
-  from dmdd_jax import serve  # Of an extra.
+  from dmdd_jax.serve import app as serve_app  # Of an extra.
 
-  app = serve.create_app([model])
+  app = serve_app.create_app([model])
   with _serving(app) as url:
 
     def ask(requests: int, clients: int) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def measure_server(
     for count in _batches():
       # Several rounds, so that batches form; seconds are of one of them.
       rounds = [ask(4 * count, count)['seconds'] / 4 for _ in range(repeats)]
-      clients[count] = benchmark.Seconds(
+      clients[count] = measure.Seconds(
         float(np.median(rounds)), min(rounds), max(rounds), 0.0
       )
   best = _best(clients)

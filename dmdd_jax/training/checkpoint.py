@@ -26,8 +26,8 @@ import orbax.checkpoint as ocp
 
 from dmdd_jax import sharding
 from dmdd_jax import storage
-from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import train_state
 
 # Fields that may differ between a checkpoint and the run that continues it:
 # they change what is logged, read or kept, never what is learnt.

@@ -180,7 +180,7 @@ class _Graph:
       return [self.add(_ELEMENTWISE[name], inputs)]
     if name not in _TRANSLATIONS:
       raise UnknownPrimitiveError(
-        f'{name} has no translation to ONNX in dmdd_jax/onnx_writer.py; use'
+        f'{name} has no translation to ONNX in dmdd_jax/export/onnx.py; use'
         ' --format=stablehlo'
       )
     found = _TRANSLATIONS[name](self, equation, inputs)

@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from dmdd_jax import checkpoint
 from dmdd_jax import sharding
-from dmdd_jax import steps
 from dmdd_jax import storage
-from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import steps
+from dmdd_jax.training import train_state
 
 _NAMED = 5  # How many arrays a line spells out.
 

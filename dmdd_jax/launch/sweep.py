@@ -23,9 +23,9 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from dmdd_jax import children
-from dmdd_jax import preemption
 from dmdd_jax import storage
+from dmdd_jax.launch import children
+from dmdd_jax.launch import preemption
 from dmdd_jax.metrics import results as results_lib
 
 

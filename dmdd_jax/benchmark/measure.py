@@ -13,7 +13,7 @@ Synopsis:
   figure = benchmark.rate('maps', 'images/s', 100, seconds, baseline=...)
   print(benchmark.format_table([figure]))
 
-The suites are in `benchmark_suites`, `benchmark_predict`, `benchmark_growth`.
+The suites are in `suites`, `latency` and `growth`.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,10 +21,10 @@ import sys
 from absl import logging
 import jax
 
-from dmdd_jax import children
-from dmdd_jax import hosts
-from dmdd_jax import preemption
 from dmdd_jax import storage
+from dmdd_jax.launch import children
+from dmdd_jax.launch import hosts
+from dmdd_jax.launch import preemption
 
 # Chips of one process in x, y and z, for what a host may divide into.
 _TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}

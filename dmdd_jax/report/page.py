@@ -28,13 +28,13 @@ from etils import epath
 import matplotlib
 import numpy as np
 
-from dmdd_jax import anchors
-from dmdd_jax import calibration as calibration_lib
-from dmdd_jax import report_charts as charts
-from dmdd_jax import report_data
 from dmdd_jax import storage
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.report import archive as archive_lib
+from dmdd_jax.report import charts
+from dmdd_jax.report import published
+from dmdd_jax.scoring import calibration as calibration_lib
 
 NAME = 'report.html'
 # Images whose data lie in one element of the page; it is split when needed.
@@ -72,7 +72,7 @@ class Category:
   name: str
   results: dict[str, Any]
   rows: list[dict[str, Any]]
-  archive: report_data.Archive | None
+  archive: archive_lib.Archive | None
   scalars: dict[str, tuple[list[int], list[float]]]
 
   @property
@@ -230,16 +230,16 @@ def _events(path: epath.Path) -> Iterator[Any]:
 def _read(folder: str | os.PathLike, events: str | os.PathLike) -> Category:
   """Reads a category's folder; what only adorns may be missing."""
   results = _read_json(os.path.join(folder, 'results.json'))
-  rows = report_data.read_scores(folder)
-  archive = report_data.open_archive(folder)
+  rows = archive_lib.read_scores(folder)
+  archive = archive_lib.open_archive(folder)
   if archive is not None and (
     [item['file'] for item in archive.items] != [row['file'] for row in rows]
   ):
     logging.warning(
       '%s: %s and %s are not of the same evaluation; no gallery is made',
       folder,
-      report_data.SCORES,
-      report_data.ARCHIVE,
+      archive_lib.SCORES,
+      archive_lib.ARCHIVE,
     )
     archive.close()
     archive = None
@@ -260,8 +260,8 @@ def _read_json(path: str) -> dict[str, Any]:
 
 def _page(workdir: str, categories: Sequence[Category]) -> str:
   """The page's text."""
-  package = importlib.resources.files('dmdd_jax')
-  template = (package / 'report_template.html').read_text('utf-8')
+  package = importlib.resources.files('dmdd_jax.report')
+  template = (package / 'page.html').read_text('utf-8')
   script = re.search(r'<script>(.*?)</script>', template, re.DOTALL)[1]
   digest = hashlib.sha256(script.encode()).digest()
   names = [category.name for category in categories]
@@ -401,13 +401,13 @@ def anchors_table(categories: Sequence[Category]) -> str:
   A mean stands beside theirs only where the run has all of MVTec AD.
   """
   own = {c.name: results_lib.flatten(c.results) for c in categories}
-  whole = set(anchors.MVTEC_AD) <= set(own)
-  blocks = [name for name in own if name in anchors.PER_CATEGORY]
-  blocks.append(anchors.MEAN)
+  whole = set(published.MVTEC_AD) <= set(own)
+  blocks = [name for name in own if name in published.PER_CATEGORY]
+  blocks.append(published.MEAN)
   if whole:
-    rows = [own[name] for name in anchors.MVTEC_AD]
-    own[anchors.MEAN] = {
-      key: _mean([row.get(key) for row in rows]) for key in anchors.KEYS
+    rows = [own[name] for name in published.MVTEC_AD]
+    own[published.MEAN] = {
+      key: _mean([row.get(key) for row in rows]) for key in published.KEYS
     }
   heads = ''.join(
     f'<th colspan="3" scope="colgroup">{html.escape(name)}</th>'
@@ -416,9 +416,9 @@ def anchors_table(categories: Sequence[Category]) -> str:
   names = '<th scope="col">image AUROC</th><th scope="col">pixel AUROC</th>'
   names += '<th scope="col">PRO</th>'
   body = _anchor_row('this run', [own.get(name) for name in blocks], _OWN)
-  for anchor in anchors.ANCHORS:
+  for anchor in published.ANCHORS:
     found = [anchor.figures.get(name) for name in blocks]
-    found = [f and dict(zip(anchors.KEYS, f, strict=True)) for f in found]
+    found = [f and dict(zip(published.KEYS, f, strict=True)) for f in found]
     body += _anchor_row(anchor.name, found, anchor.differs)
   return (
     f'<table class="anchors"><thead><tr><th></th>{heads}<th></th></tr>'
@@ -431,13 +431,13 @@ def anchors_table(categories: Sequence[Category]) -> str:
 def _anchor_row(
   name: str, blocks: Sequence[Mapping[str, float] | None], note: str
 ) -> str:
-  kind = 'theirs' if name in anchors.NAMES else 'own'
+  kind = 'theirs' if name in published.NAMES else 'own'
   # Theirs with as many digits as were published.
   digits = '.4g' if kind == 'theirs' else '.2f'
   cells = ''.join(
     f'<td>{_percent((block or {}).get(key), digits)}</td>'
     for block in blocks
-    for key in anchors.KEYS
+    for key in published.KEYS
   )
   return (
     f'<tr class="{kind}"><th scope="row">{html.escape(name)}</th>{cells}'

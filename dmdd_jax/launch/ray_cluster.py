@@ -17,7 +17,7 @@ import time
 
 from absl import logging
 
-from dmdd_jax import preemption
+from dmdd_jax.launch import preemption
 
 _POLL_SECONDS = 0.2
 

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-  visualize.write_overlays('runs/demo/pictures', records, maps, scores,
+  overlays.write_overlays('runs/demo/pictures', records, maps, scores,
                            calibration, per_group=4)
 """
 
@@ -14,9 +14,10 @@ import matplotlib
 from matplotlib import figure
 import numpy as np
 
-from dmdd_jax import calibration as calibration_lib
 from dmdd_jax import storage
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.scoring import calibration as calibration_lib
 
 _COLORMAP = 'turbo'
 _FOUND, _TRUTH = '#ff2d2d', '#39ff14'
@@ -175,11 +176,11 @@ def write_overlays(
     record, anomaly_map = records[index], maps[index]
     stem = os.path.splitext(os.path.basename(record.image))[0]
     height, width = anomaly_map.shape
-    image = records_lib.read_image(record.image, None)
+    image = images_lib.read_image(record.image, None)
     image = _fit(image, (height, width))
     mask = None
     if record.has_truth:
-      mask = _fit(records_lib.native_mask(record), (height, width))
+      mask = _fit(images_lib.native_mask(record), (height, width))
     picture = overlay(
       image,
       anomaly_map,

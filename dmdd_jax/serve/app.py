@@ -1,7 +1,7 @@
 """An HTTP server and a live page over trained models.
 
 Concurrent requests are answered together: while the device works, what
-arrives waits, and all of it (up to a batch) is the next call (serve_models.py).
+arrives waits, and all of it (up to a batch) is the next call (models.py).
 
 Synopsis:
 
@@ -37,10 +37,11 @@ from starlette import formparsers
 from starlette import requests
 import uvicorn
 
-from dmdd_jax import serve_models
-from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.serve import models as serve_models
 
-PAGE = os.path.join(os.path.dirname(__file__), 'serve_page.html')
+PAGE = os.path.join(os.path.dirname(__file__), 'page.html')
 _DECODERS = 4  # Each may hold an image of `Limits.pixels`.
 # Headers and, for JSON, quotes around what an image takes.
 _OVERHEAD = 2**16
@@ -250,12 +251,12 @@ class Service:
   ) -> tuple[np.ndarray, tuple[int, int]]:
     """The image at the model's size, and its own (height, width)."""
     try:
-      image = records_lib.decode_image(content, self.limits.pixels)
-    except records_lib.ImageTooLargeError as error:
+      image = images_lib.decode_image(content, self.limits.pixels)
+    except images_lib.ImageTooLargeError as error:
       raise fastapi.HTTPException(413, str(error)) from error
-    except records_lib.BadImageError as error:
+    except files.BadImageError as error:
       raise fastapi.HTTPException(415, str(error)) from error
-    return records_lib.resize_image(image, side), image.shape[:2]
+    return images_lib.resize_image(image, side), image.shape[:2]
 
   def _admit(
     self, request: requests.Request, category: str | None

@@ -15,6 +15,8 @@ import ml_collections
 import numpy as np
 import optax
 
+from dmdd_jax.models import distance as distance_lib
+
 AIM_KINDS = ('match_mask', 'margin')
 AIM_TARGETS = ('image', 'normal')
 SEGMENTATION_KINDS = ('focal_l1', 'focal_dice')
@@ -42,24 +44,10 @@ def check_options(options: ml_collections.ConfigDict) -> None:
     )
 
 
-def cosine_distance(
-  a: jax.Array, b: jax.Array, epsilon: float = 1e-6
-) -> jax.Array:
-  """1 - cos of the channel vectors: (B, H, W, C) twice -> (B, H, W), [0, 2].
-
-  Two zero vectors are at distance 1. The norm is smoothed by `epsilon` so that
-  the gradient at a zero vector (a ReLU's output) is finite.
-  """
-  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-  dot = jnp.sum(a * b, axis=-1)
-  square = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
-  return 1.0 - dot * jax.lax.rsqrt(square + epsilon**2)
-
-
 def flat_cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
   """1 - cos of each example's whole feature map: -> (B,) (RD4AD's form)."""
   batch = a.shape[0]
-  return cosine_distance(
+  return distance_lib.cosine_distance(
     a.reshape(batch, 1, 1, -1), b.reshape(batch, 1, 1, -1)
   )[:, 0, 0]
 
@@ -143,7 +131,7 @@ def ngm(
     raise ValueError('ngm: a flat cosine has no positions to mask')
   total = jnp.float32(0.0)
   for level, (student, teacher) in enumerate(zip(normality, teacher_normal)):
-    metric = flat_cosine_distance if flat else cosine_distance
+    metric = flat_cosine_distance if flat else distance_lib.cosine_distance
     weight = None if masks is None else 1.0 - masks[level][..., 0]
     total += focused_mean(metric(student, teacher), focus, weight)
   return total
@@ -176,7 +164,7 @@ def aim(
     raise ValueError(f'unknown loss.aim {kind!r}; choose one of {AIM_KINDS}')
   total = jnp.float32(0.0)
   for student, target, mask in zip(abnormality, teacher, masks):
-    distance, mask = cosine_distance(student, target), mask[..., 0]
+    distance, mask = distance_lib.cosine_distance(student, target), mask[..., 0]
     if kind == 'match_mask':
       total += focused_mean(jnp.abs(distance - mask), focus)
     else:

@@ -25,19 +25,20 @@ import jax
 from jax import export as jax_export
 import numpy as np
 
-from dmdd_jax import evaluate
-from dmdd_jax import exported
-from dmdd_jax import onnx_loader
-from dmdd_jax import onnx_writer
 from dmdd_jax import predict
 from dmdd_jax import provenance
-from dmdd_jax import steps
-from dmdd_jax import train_state
+from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as map_files
-from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import tiles
+from dmdd_jax.export import loader
+from dmdd_jax.export import onnx as onnx_writer
+from dmdd_jax.export import onnx_loader
 from dmdd_jax.models import dmdd
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.scoring import trained as trained_lib
+from dmdd_jax.training import train_state
 
 FORMATS = ('stablehlo', 'onnx')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -97,7 +98,7 @@ def export(
     raise ValueError(
       f'--format={file_format!r}: choose one of {", ".join(FORMATS)}'
     )
-  config, state, calibration, meta = evaluate.load_workdir(workdir, step)
+  config, state, calibration, meta = trained_lib.load_workdir(workdir, step)
   if len(tiles.make_grid(config.data)) > 1:
     raise ExportError(
       f'config.data.tile_size is {config.data.tile_size}: a model of tiles'
@@ -105,13 +106,13 @@ def export(
       f' {os.fspath(workdir)}), or train with config.data.tile_size = 0.'
     )
   pictures = [
-    records_lib.read_image(path, None)
+    images_lib.read_image(path, None)
     for path in _comparison_files(config, images)
   ]
   inspector = predict.Inspector(config, state, calibration)
   trained = describe(inspector, state, meta['teacher_fingerprint'])
   write, read = {
-    'stablehlo': (write_stablehlo, exported.load),
+    'stablehlo': (write_stablehlo, loader.load),
     'onnx': (write_onnx, onnx_loader.load),
   }[file_format]
   output = os.path.abspath(output)
@@ -148,7 +149,7 @@ def compare(
   """
   expected = inspector(images)
   side = inspector.config.data.image_size
-  rows = np.stack([records_lib.resize_image(image, side) for image in images])
+  rows = np.stack([images_lib.resize_image(image, side) for image in images])
   largest = {'score': 0.0, 'map': 0.0}
   for count in sorted({1, len(images)}):
     scores, maps = run(rows[:count])
@@ -194,14 +195,14 @@ def describe(
   def function(
     weights: dict[str, jax.Array], images: jax.Array
   ) -> dict[str, jax.Array]:
-    found = steps.predict_step(
+    found = score_lib.predict_step(
       model,
       config.eval,
       traverse_util.unflatten_dict(weights, sep='/'),
       calibration.fusion,
       images,
     )
-    return {'score': found.score, 'map': found.map}
+    return {'score': found.image_score, 'map': found.map}
 
   side = config.data.image_size
   metadata = {
@@ -246,7 +247,7 @@ def write_stablehlo(trained: Trained, path: str) -> None:
     weights, jax.ShapeDtypeStruct(shape, np.uint8)
   )
   metadata = {
-    'format': exported.FORMAT,
+    'format': loader.FORMAT,
     'platforms': list(PLATFORMS),
     'calling_convention': function.calling_convention_version,
     **trained.metadata,
@@ -256,8 +257,8 @@ def write_stablehlo(trained: Trained, path: str) -> None:
     np.savez(
       file,
       **{
-        exported.METADATA: np.frombuffer(document, np.uint8),
-        exported.FUNCTION: np.frombuffer(function.serialize(), np.uint8),
+        loader.METADATA: np.frombuffer(document, np.uint8),
+        loader.FUNCTION: np.frombuffer(function.serialize(), np.uint8),
       },
       **trained.weights,
     )
@@ -292,7 +293,7 @@ def _comparison_files(config: Any, images: str | None) -> list[str]:
   try:
     dataset = layouts.list_dataset(config.data)
   except (OSError, ValueError) as error:
-    raise records_lib.MissingDataError(
+    raise files.MissingDataError(
       f'no images to compare on ({error}); name some with --images'
     ) from error
   return [record.image for record in dataset.train[:_IMAGES]]

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from dmdd_jax import muon
 from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
+from dmdd_jax.training import muon
 
 OPTIMIZERS = ('muon', 'adam', 'sgd')
 SCHEDULES = ('cosine', 'constant')

@@ -21,7 +21,10 @@ import ml_collections
 import numpy as np
 from scipy import special
 
-from dmdd_jax import steps
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import steps
+from dmdd_jax.training import train_state
 
 # Normal pixels' spread is measured from their median to this quantile: the
 # heavy upper tail is what decides false alarms, a deviation would not see it.
@@ -47,7 +50,7 @@ class Calibration:
       thresholds are NaN.
   """
 
-  fusion: steps.Fusion
+  fusion: score_lib.Fusion
   image_threshold: float
   pixel_threshold: float
   image_scale: float
@@ -90,7 +93,7 @@ class Calibration:
 def from_dict(document: Mapping[str, Any]) -> Calibration:
   """Reads what `Calibration.to_dict` wrote."""
   rest = {k: v for k, v in document.items() if k != 'fusion'}
-  return Calibration(fusion=steps.Fusion(**document['fusion']), **rest)
+  return Calibration(fusion=score_lib.Fusion(**document['fusion']), **rest)
 
 
 def fit_fusion(
@@ -98,7 +101,7 @@ def fit_fusion(
   probabilities: np.ndarray,
   distances: np.ndarray,
   head_is_trained: bool = True,
-) -> steps.Fusion:
+) -> score_lib.Fusion:
   """Standardises probability and distance by held-out normal pixels.
 
   Args:
@@ -111,7 +114,7 @@ def fit_fusion(
   head_center, head_scale = _center_and_scale(probabilities)
   head_scale = max(head_scale, _MIN_HEAD_SCALE)
   maps_center, maps_scale = _center_and_scale(distances)
-  return steps.Fusion(
+  return score_lib.Fusion(
     head_center=head_center,
     head_scale=head_scale,
     maps_center=maps_center,
@@ -125,13 +128,13 @@ def uncalibrated(
 ) -> Calibration:
   """Without held-out images: raw units, and thresholds that are NaN."""
   logging.warning('no image is held out: there are no thresholds')
-  fusion = steps.Fusion(**_weights(config, head_is_trained))
+  fusion = score_lib.Fusion(**_weights(config, head_is_trained))
   return Calibration(fusion, math.nan, math.nan, 1.0, 0)
 
 
 def fit(
   config: ml_collections.ConfigDict,
-  fusion: steps.Fusion,
+  fusion: score_lib.Fusion,
   maps: np.ndarray,
   scores: np.ndarray,
 ) -> Calibration:
@@ -215,3 +218,21 @@ def _center_and_scale(values: np.ndarray) -> tuple[float, float]:
   """Median, and distance from it to the upper quantile (at least 1e-6)."""
   center, upper = np.quantile(values, (0.5, _SCALE_QUANTILE))
   return float(center), max(float(upper - center), 1e-6)
+
+
+def calibrate(
+  predictor: predictor_lib.Predictor,
+  state: train_state.TrainState,
+  images: np.ndarray,
+) -> Calibration:
+  """Fits fusion, thresholds and scales on held-out normals (N, S, S, 3)."""
+  config = predictor.config
+  trained = steps.head_is_trained(config, int(state.step))
+  if not len(images):
+    return uncalibrated(config, trained)
+  raw = predictor_lib.predict_images(
+    predictor, state, score_lib.Fusion(), images
+  )
+  fusion = fit_fusion(config, raw.probability, raw.distance, trained)
+  prediction = predictor_lib.predict_images(predictor, state, fusion, images)
+  return fit(config, fusion, prediction.map, prediction.image_score)

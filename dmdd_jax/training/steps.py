@@ -1,4 +1,4 @@
-"""The pure steps of training and prediction, and how they are jitted.
+"""The pure steps of training, and how they are jitted.
 
 A batch is a dict of arrays (see docs/method.md): `image` (B, S, S, 3) is x_a,
 `normal` x_n, `mask` (B, S, S, 1); in place of `normal` there may be
@@ -10,25 +10,22 @@ Synopsis:
 
   step_fns = steps.make_train_steps(config, model, mesh)
   state, metrics = step_fns['distill'](state, batch)
-  predict = steps.make_predict_step(config, model, mesh)
 """
 
 from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
-from dmdd_jax import losses
 from dmdd_jax import sharding
-from dmdd_jax import train_state
 from dmdd_jax.models import dmdd
-from dmdd_jax.models import student as student_lib
+from dmdd_jax.training import losses
+from dmdd_jax.training import train_state
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -364,155 +361,3 @@ class TeacherCache:
   def nbytes(self) -> int:
     """Bytes on each device."""
     return sum(tap.nbytes for tap in self.taps)
-
-
-@struct.dataclass
-class Prediction:
-  """What is said of B images of side S, all float32.
-
-  Attributes:
-    map: (B, S, S) anomaly map, higher is more anomalous (see `Fusion`).
-    score: (B,) image score, the mean of the highest pixels of `Fusion.scored`.
-    maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
-    maps_mean_score: (B,) its image score.
-    distance: (B, S, S) the maps as the fusion takes them, at most 2; below 0
-      where less than the `dmdd.PositionBias`.
-    probability: (B, S, S) the head's, in [0, 1], before the fusion.
-  """
-
-  map: jax.Array
-  score: jax.Array
-  maps_mean: jax.Array
-  maps_mean_score: jax.Array
-  distance: jax.Array
-  probability: jax.Array
-
-
-@struct.dataclass
-class Fusion:
-  """How probability and distance become one map, in units of normal pixels.
-
-  map = head_weight * (probability - head_center) / head_scale
-        + maps_weight * (distance - maps_center) / maps_scale
-
-  Centres and scales come from held-out normal images (see calibration.py). The
-  head's probability, unlike its logit, can only add to the distances: a head
-  trained on synthetic anomalies cannot silence a defect it has never seen the
-  like of. Without a head, `head_weight` is 0.
-
-  An image is scored by such a map with `score_head_weight` in the place of
-  `head_weight`: the head outlines defects best, but is sure of some normal
-  spots on which the distances are not.
-  """
-
-  head_center: jax.typing.ArrayLike = 0.0
-  head_scale: jax.typing.ArrayLike = 1.0
-  maps_center: jax.typing.ArrayLike = 0.0
-  maps_scale: jax.typing.ArrayLike = 1.0
-  head_weight: jax.typing.ArrayLike = 1.0
-  maps_weight: jax.typing.ArrayLike = 0.0
-  # As it was in checkpoints of before this weight.
-  score_head_weight: jax.typing.ArrayLike = 1.0
-
-  def __call__(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
-    """Fuses two arrays of one shape, numpy's or jax's."""
-    head = (probability - self.head_center) / self.head_scale
-    maps = (distance - self.maps_center) / self.maps_scale
-    return self.head_weight * head + self.maps_weight * maps
-
-  def scored(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
-    """The map whose highest pixels are the image's score; likewise."""
-    fusion = self.replace(head_weight=self.score_head_weight)
-    return fusion(probability, distance)
-
-
-def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
-  """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,)."""
-  if top_pixels < 1:
-    raise ValueError(
-      f'config.eval.score_top_pixels must be >= 1, is {top_pixels}'
-    )
-  flat = maps.reshape(maps.shape[0], -1)
-  top, _ = jax.lax.top_k(flat, min(top_pixels, flat.shape[1]))
-  return jnp.mean(top, axis=-1)
-
-
-def smooth(maps: jax.Array, sigma: float) -> jax.Array:
-  """Gaussian smoothing of maps (B, H, W), mirrored at the border.
-
-  Args:
-    maps: float32.
-    sigma: in pixels; 0 returns the maps as they are. The kernel ends at four
-      sigma.
-  """
-  if sigma < 0.0:
-    raise ValueError(f'config.eval.smoothing_sigma must be >= 0, is {sigma}')
-  if not sigma:
-    return maps
-  radius = int(4.0 * sigma + 0.5)
-  kernel = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / sigma))
-  kernel = kernel / jnp.sum(kernel)
-  edges = ((0, 0), (radius, radius), (radius, radius), (0, 0))
-  x = jnp.pad(maps[..., None], edges, mode='symmetric')
-  for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)):
-    x = jax.lax.conv_general_dilated(
-      x,
-      kernel.reshape(shape),
-      (1, 1),
-      'VALID',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      precision=jax.lax.Precision.HIGHEST,
-    )
-  return x[..., 0]
-
-
-def predict_step(
-  model: dmdd.DMDD,
-  options: ml_collections.ConfigDict,
-  variables: Mapping[str, Any],
-  fusion: Fusion,
-  images: jax.Array,
-) -> Prediction:
-  """Maps and scores of images (B, S, S, 3), float32 in [0, 1] or uint8.
-
-  Args:
-    model: of the variables.
-    options: `config.eval`: `score_top_pixels` and `smoothing_sigma` are used.
-    variables: of all parts.
-    fusion: from the calibration.
-    images: RGB.
-  """
-  if images.dtype == jnp.uint8:
-    images = images.astype(jnp.float32) / 255.0
-  output = model.apply(variables, images)
-  probability = jax.nn.sigmoid(output.logit)
-  maps = jnp.stack([probability, output.distance, output.maps_mean], axis=-1)
-  maps = student_lib.resize_bilinear(maps, images.shape[1:3])
-  # Before they are fused: the calibration sees what the fusion will see.
-  probability, distance, maps_mean = (
-    smooth(maps[..., i], options.smoothing_sigma) for i in range(3)
-  )
-  scored = fusion.scored(probability, distance)
-  return Prediction(
-    map=fusion(probability, distance),
-    score=image_score(scored, options.score_top_pixels),
-    maps_mean=maps_mean,
-    maps_mean_score=image_score(maps_mean, options.score_top_pixels),
-    distance=distance,
-    probability=probability,
-  )
-
-
-def make_predict_step(
-  config: ml_collections.ConfigDict,
-  model: dmdd.DMDD,
-  mesh: jax.sharding.Mesh,
-) -> Callable[..., Prediction]:
-  """The jitted (variables, fusion, images) -> `Prediction`, images sharded."""
-  replicated = sharding.replicated(mesh)
-  batched = sharding.batched(mesh)
-  return jax.jit(
-    functools.partial(predict_step, model, config.eval),
-    in_shardings=(replicated, replicated, batched),
-    out_shardings=batched,
-  )

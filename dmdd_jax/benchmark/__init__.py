@@ -1,0 +1,1 @@
+"""Speed and memory: how it is measured, and the suites."""

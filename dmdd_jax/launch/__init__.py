@@ -1,0 +1,1 @@
+"""Processes: hosts, groups of devices, sweeps, Ray, preemption."""

@@ -1,0 +1,423 @@
+"""A run: the categories of a config, trained and evaluated; tables, report.
+
+Synopsis:
+
+  table = run.run_categories(config, 'runs/mvtec')
+  state, results = run.train_and_evaluate(config, 'runs/mvtec/screw')
+  results = run.evaluate_workdir('runs/mvtec/screw')
+"""
+
+from collections.abc import Mapping, Sequence, Set
+import json
+import os
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+
+from dmdd_jax import evaluate
+from dmdd_jax import provenance
+from dmdd_jax import storage
+from dmdd_jax import train
+from dmdd_jax.data import images as images_lib
+from dmdd_jax.data import layouts
+from dmdd_jax.data import records as records_lib
+from dmdd_jax.data import surfaces
+from dmdd_jax.launch import preemption
+from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.models import pretrained
+from dmdd_jax.report import archive
+from dmdd_jax.report import overlays
+from dmdd_jax.report import page
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.scoring import predictor as predictor_lib
+from dmdd_jax.scoring import trained as trained_lib
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import train_state
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  profile_steps: str | None = None,
+) -> tuple[train_state.TrainState, dict[str, Any]]:
+  """Trains one category, from its newest checkpoint on, and evaluates it.
+
+  Args:
+    config: with one name in `data.category`.
+    workdir: the category's folder; gets config.json, checkpoints/,
+      results.json, pictures/, what the report needs, and TensorBoard's event
+      files.
+    profile_steps: 'a:b' traces the steps a to b - 1, counted from 0, into
+      plugins/profile/ of the workdir, for TensorBoard.
+
+  Returns:
+    The final state, and what stands in results.json.
+
+  Raises:
+    ValueError, FileNotFoundError, NonFiniteError: see the modules.
+    Preempted: SIGTERM came and the state is saved.
+  """
+  started = time.time()
+  profile = train.parse_steps(profile_steps)
+  _make_workdir(workdir)
+  with preemption.watched():
+    trainer = train.Trainer(config, workdir)
+    try:
+      trainer.run(profile)
+      results = _evaluate(
+        trainer.predictor,
+        trainer.state,
+        trainer.meta,
+        trainer.data.dataset.test,
+        workdir,
+        started=started,
+      )
+    finally:
+      trainer.close()
+  return trainer.state, results
+
+
+def categories(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The names in `data.category`, which may be a comma list."""
+  names = tuple(n.strip() for n in config.data.category.split(',') if n.strip())
+  if not names:
+    raise ValueError(
+      'no category: set --config.data.category to one, or to a comma list'
+    )
+  return names
+
+
+def for_category(
+  config: ml_collections.ConfigDict, category: str
+) -> ml_collections.ConfigDict:
+  """The config of one category: its row of `config.per_category` applied.
+
+  Raises:
+    ValueError: the row has a field that the config has not, or of another type.
+  """
+  single = ml_collections.ConfigDict(config.to_dict())
+  single.data.category = category
+  changes = single.per_category.get(category, {})
+  del single.per_category
+  try:
+    single.lock().update(changes)
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f'config.per_category.{category}: {error.args[0]}'
+    ) from error
+  return single
+
+
+def run_categories(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  profile_steps: str | None = None,
+  share: tuple[int, int] = (0, 1),
+) -> str:
+  """Trains and evaluates every category; a finished one is not run again.
+
+  Writes results.json, results.csv and results.md over all of them, after each,
+  and report.html at the end.
+
+  Args:
+    config: with a name or a comma list in `data.category`.
+    workdir: gets a folder per category.
+    profile_steps: see `train_and_evaluate`.
+    share: (index, count): run every count-th category from that index on. The
+      tables are of all that are finished by then, whoever ran them.
+
+  Returns:
+    The table over the categories, as text.
+
+  Raises:
+    ValueError, FileNotFoundError, NonFiniteError: see the modules.
+    Preempted: SIGTERM came and the state is saved.
+  """
+  index, count = share
+  mine, rows, table = categories(config)[index::count], {}, ''
+  with preemption.watched():
+    _make_workdir(workdir)
+    if jax.process_index() == 0 and mine:
+      _generate(config)
+    checkpoint.barrier('categories: begin')
+    for category in mine:
+      single = for_category(config, category)
+      directory = os.path.join(workdir, category)
+      rows[category] = _run_category(single, directory, profile_steps)
+      table = _write_tables(config, rows, workdir)
+  if jax.process_index() == 0 and rows:
+    folders = [
+      os.path.join(workdir, name) for name in _finished(config, rows, workdir)
+    ]
+    page.try_write(workdir, folders)
+  return table
+
+
+def _write_tables(
+  config: ml_collections.ConfigDict,
+  rows: Mapping[str, Mapping[str, Any]],
+  workdir: str,
+) -> str:
+  """The table of what is finished; process 0 writes it."""
+  if jax.process_index():
+    return results_lib.format_table(rows)
+  # Again where another group has ended meanwhile, and may have written before.
+  written: Set[str] = set()
+  while written != (found := _finished(config, rows, workdir)).keys():
+    table = results_lib.write_tables(found, workdir)
+    written = found.keys()
+  return table
+
+
+def _finished(
+  config: ml_collections.ConfigDict,
+  rows: Mapping[str, Mapping[str, Any]],
+  workdir: str,
+) -> dict[str, Mapping[str, Any]]:
+  """The results at hand, and those on disk of the config's other categories."""
+  found = {}
+  for category in categories(config):
+    directory = os.path.join(workdir, category)
+    row = rows.get(category)
+    if row is None:
+      row = read_finished(for_category(config, category), directory)
+    if row is not None:
+      found[category] = row
+  return found
+
+
+def _run_category(
+  config: ml_collections.ConfigDict,
+  directory: str,
+  profile_steps: str | None,
+) -> Mapping[str, Any]:
+  """The results of a category, which is trained unless it is finished."""
+  if preemption.anywhere():
+    preemption.leave('ended before the next category')
+  finished = read_finished(config, directory)
+  if finished is None:
+    return train_and_evaluate(config, directory, profile_steps)[1]
+  logging.info('%s is finished (%s): skipped', config.data.category, directory)
+  return finished
+
+
+def _generate(config: ml_collections.ConfigDict) -> None:
+  """Writes the data set that `data.generate` names, unless it is there."""
+  if config.data.generate == 'surface':
+    surfaces.write_surfaces(
+      config.data.root, size=config.data.image_size, seed=0
+    )
+  elif config.data.generate:
+    raise ValueError(
+      f'config.data.generate is {config.data.generate!r}; choose surface or'
+      " '' (nothing)"
+    )
+
+
+def read_finished(
+  config: ml_collections.ConfigDict, directory: str
+) -> Mapping[str, Any] | None:
+  """The results of a finished run of this config, or None.
+
+  Raises:
+    CheckpointError: there are results, but of another config or teacher.
+  """
+  path = storage.path(os.path.join(directory, 'results.json'))
+  if not path.exists():
+    return None
+  results = json.loads(path.read_text())
+  checkpoint.check_config(directory, results['config'], config)
+  if results['step'] < config.train.total_steps:
+    return None
+  arch, weights = config.teacher.arch, config.teacher.weights
+  if weights != results['config']['teacher']['weights']:
+    _, fingerprint = pretrained.load(arch, weights, rng_seed=config.seed)
+    train.check_teacher(directory, results, config, fingerprint)
+  return results
+
+
+def _make_workdir(workdir: str) -> None:
+  """Creates a folder and proves that it can be written."""
+  try:
+    folder = storage.path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.write-test-{jax.process_index()}-{os.getpid()}'
+    probe.write_text('')
+    probe.unlink()
+  except Exception as error:  # TensorFlow's, of gs://, are no OSErrors.
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise ValueError(
+      f'cannot write to the workdir {workdir}: {reason}. Choose another'
+      ' --workdir.'
+    ) from error
+
+
+def evaluate_workdir(
+  workdir: str | os.PathLike,
+  output: str | os.PathLike | None = None,
+  *,
+  data_root: str | None = None,
+  eval_options: Mapping[str, Any] | None = None,
+  step: int | None = None,
+  maps: str | os.PathLike | None = None,
+  recalibrate: bool = False,
+) -> dict[str, Any]:
+  """Evaluates a category's checkpoint and writes its results and pictures.
+
+  Args:
+    workdir: the category's folder.
+    output: where to write `results.json`, `pictures/`, `scores.csv` and
+      `report_data.zip`; the workdir.
+    data_root: where the data lie now; None means where they lay in training.
+    eval_options: fields of `config.eval` to change.
+    step: which checkpoint, by default the newest.
+    maps: see `evaluate`.
+    recalibrate: fit fusion and thresholds again on the images that training
+      held out, instead of taking those stored with the checkpoint.
+
+  Returns:
+    What stands in `results.json`.
+  """
+  started = time.time()
+  config, state, _, meta = trained_lib.load_workdir(workdir, step)
+  with config.unlocked():
+    config.data.root = data_root or config.data.root
+    config.eval.update(eval_options or {})
+  dataset = layouts.list_dataset(config.data)
+  records = images_lib.validate(dataset.test, config.data.on_bad_image)
+  predictor = predictor_lib.Predictor(config)
+  if recalibrate:
+    held_out = evaluate.held_out_images(config, dataset)
+    calibration = calibration_lib.calibrate(predictor, state, held_out)
+    meta = {**meta, 'calibration': calibration.to_dict()}
+  else:
+    for field in ('smoothing_sigma', 'score_top_pixels'):
+      before, now = meta['config']['eval'][field], config.eval[field]
+      if before != now:
+        logging.warning(
+          'the thresholds are of eval.%s = %g, the maps and scores now of %g:'
+          ' recalibrate to bring them together',
+          *(field, before, now),
+        )
+  output = os.fspath(output or workdir)
+  return _evaluate(
+    predictor, state, meta, records, output, started=started, maps=maps
+  )
+
+
+def _evaluate(
+  predictor: predictor_lib.Predictor,
+  state: train_state.TrainState,
+  meta: Mapping[str, Any],
+  records: Sequence[records_lib.Record],
+  output: str,
+  *,
+  started: float,
+  maps: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+  """Evaluates, and writes what there is to write into a category's folder.
+
+  Args:
+    predictor: of the config.
+    state: the trained state.
+    meta: of its checkpoint.
+    records: the test images.
+    output: gets results.json, pictures/ and what the report needs.
+    started: when the work began, `time.time()`.
+    maps: a folder for the final maps; None writes none.
+
+  Returns:
+    What stands in results.json.
+  """
+  config = predictor.config
+  calibration = calibration_lib.from_dict(meta['calibration'])
+  writes = jax.process_index() == 0
+  encode = archive.encode_image if writes else None
+  with evaluate.evaluate(
+    predictor, state, calibration, records, encode
+  ) as evaluation:
+    results = evaluation.metrics
+    if writes:
+      if maps is not None:
+        evaluate.write_maps(maps, evaluation)
+      _write_pictures(evaluation, output)
+  results['validation'] = meta['validation']
+  results |= provenance.describe(
+    config, meta, step=int(state.step), seconds=time.time() - started
+  )
+  if writes:
+    path = os.path.join(output, 'results.json')
+    results_lib.write_json(path, results)
+    logging.info('results in %s', path)
+  return results
+
+
+def _write_pictures(evaluation: evaluate.Evaluation, output: str) -> None:
+  """Writes the overlays, and the scores and pictures of the report."""
+  config, calibration = evaluation.config, evaluation.calibration
+  records, scores = evaluation.records, evaluation.scores
+  overlays.write_overlays(
+    os.path.join(output, 'pictures'),
+    records,
+    evaluation.store.maps,
+    scores['map'],
+    calibration,
+    per_group=config.eval.pictures,
+  )
+  try:
+    archive.write(
+      output,
+      config.data.root,
+      records,
+      scores,
+      evaluation.store,
+      evaluation.thumbnails,
+      calibration,
+    )
+  except Exception:  # Hours of training must not end for a picture.
+    logging.exception("%s: the report's data were not written", output)
+
+
+def evaluate_run(
+  workdir: str | os.PathLike,
+  output: str | os.PathLike | None = None,
+  **options: Any,
+) -> str:
+  """Evaluates a category's folder, or every one in the folder of a run.
+
+  Args:
+    workdir: a folder that holds `checkpoints/`, or folders that do.
+    output: where to write; the workdir.
+    **options: of `evaluate_workdir`.
+
+  Returns:
+    The table over the categories, as text; for the folder of a run, or another
+    output, it is written there as results.json, .csv and .md. A report.html is
+    written there too.
+
+  Raises:
+    CheckpointError: there is no checkpoint.
+  """
+  workdir = os.fspath(workdir)
+  output = os.fspath(output or workdir)
+  folders = trained_lib.trained_folders(workdir)
+  own = storage.path(os.path.join(workdir, 'checkpoints'))
+  if own.is_dir() or not folders:
+    metrics = evaluate_workdir(workdir, output, **options)
+    if jax.process_index() == 0:
+      page.try_write(output, [output], [workdir])
+    return results_lib.format_table({metrics['category']: metrics})
+  rows, targets = {}, []
+  for folder in folders:
+    target = os.path.join(output, os.path.basename(folder))
+    metrics = evaluate_workdir(folder, target, **options)
+    rows[metrics['category']] = metrics
+    targets.append(target)
+  if jax.process_index():
+    return results_lib.format_table(rows)
+  table = results_lib.write_tables(rows, output)
+  page.try_write(output, targets, folders)
+  return table

@@ -1,0 +1,59 @@
+"""Reads what a training left: config, state, calibration and metadata.
+
+Synopsis:
+
+  config, state, calibration, meta = trained.load_workdir('runs/mvtec/screw')
+"""
+
+import os
+from typing import Any
+
+import ml_collections
+
+from dmdd_jax import storage
+from dmdd_jax.scoring import calibration as calibration_lib
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import train_state
+
+
+def load_workdir(
+  workdir: str | os.PathLike, step: int | None = None
+) -> tuple[
+  ml_collections.ConfigDict,
+  train_state.TrainState,
+  calibration_lib.Calibration,
+  dict[str, Any],
+]:
+  """Reads a category's folder: config, state, calibration, and the metadata.
+
+  Without a step, the newest checkpoint that can be read is taken; the log says
+  which were left out and why.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or it cannot be read.
+  """
+  directory = os.path.join(storage.absolute(workdir), 'checkpoints')
+  if not storage.path(directory).is_dir():
+    trained = [os.path.basename(folder) for folder in trained_folders(workdir)]
+    if len(trained) == 1:
+      return load_workdir(os.path.join(workdir, trained[0]), step)
+    raise checkpoint.CheckpointError(
+      f'{workdir} holds no checkpoints; name the folder of one trained'
+      f' category ({", ".join(trained) or "none is there"}), or train first'
+      ' (--mode train)'
+    )
+  manager = checkpoint.open_manager(directory)
+
+  def read(step: int):
+    config, state, meta = checkpoint.restore_alone(manager, step)
+    return config, state, calibration_lib.from_dict(meta['calibration']), meta
+
+  try:
+    return checkpoint.read_newest(manager, read, step)
+  finally:
+    checkpoint.close(manager)
+
+
+def trained_folders(workdir: str | os.PathLike) -> list[str]:
+  """The folders of trained categories in the folder of a run."""
+  return storage.folders(workdir, 'checkpoints')

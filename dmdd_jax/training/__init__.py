@@ -1,0 +1,1 @@
+"""Steps, losses, optimisers, train state, checkpoints, faults."""
