@@ -65,9 +65,9 @@ def main(argv: list[str]) -> None:
   if FLAGS.mode == 'predict':
     predict(workdir)
     return
-  if FLAGS.mode == 'train':
-    from dmdd_jax import run as run_lib
+  from dmdd_jax import run as run_lib
 
+  if FLAGS.mode == 'train':
     table = run_lib.run_categories(config, workdir, FLAGS.profile_steps, share)
   else:
     options = {}
