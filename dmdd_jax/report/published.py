@@ -86,4 +86,3 @@ ANCHORS = (
     ' cut of toothbrush',
   ),
 )
-NAMES = frozenset(anchor.name for anchor in ANCHORS)
