@@ -76,18 +76,6 @@ def writing(name: str | os.PathLike) -> Iterator[IO[bytes]]:
     raise
 
 
-@contextlib.contextmanager
-def local_copy(name: str | os.PathLike) -> Iterator[str]:
-  """A local file with the content of a file, for readers that need one."""
-  if not is_remote(name):
-    yield os.fspath(name)
-    return
-  with tempfile.NamedTemporaryFile() as file:
-    file.write(path(name).read_bytes())
-    file.flush()
-    yield file.name
-
-
 def write_text(name: str | os.PathLike, text: str) -> None:
   """Writes a text file in UTF-8, its line ends as they are."""
   with writing(name) as file:

@@ -70,8 +70,9 @@ def test_what_is_written_is_whole_or_not_there(where, bucket, monkeypatch):
   assert storage.path(name).read_bytes() == 'ä\n'.encode()
   written = [files for *_, files in os.walk(folder) if files]
   assert written == [['b.txt']]
-  with storage.local_copy(name) as local, open(local, 'rb') as file:
-    assert file.read() == 'ä\n'.encode()
+  for text in ('ö', '\n'):
+    storage.append_text(f'{name}.log', text)
+  assert storage.path(f'{name}.log').read_bytes() == 'ö\n'.encode()
   assert storage.folders(where, 'b.txt') == [os.path.join(where, 'a')]
   assert storage.folders(where, 'c.txt') == []
   assert storage.folders('nowhere', 'b.txt') == []
