@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk for the report: scores.csv and a zip.
+"""The files that an evaluation writes for the report: scores.csv and a zip.
 
 `scores.csv` has a row per test image, for people and other programs.
 `report_data.zip` holds what a page cannot compute: thumbnails, maps of 8 bits

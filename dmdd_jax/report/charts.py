@@ -85,13 +85,13 @@ def lines(
 
   Args:
     title: of the figure.
-    drawn: lines with at least one point each.
+    drawn: lines, each with at least one point.
     x_label: of the axis.
     y_label: of the axis.
-    x_range: ends of the axis; those of the data.
+    x_range: ends of the axis; by default those of the data.
     y_range: likewise.
-    log: y by its logarithm; values that are not positive are left out.
-    diagonal: whether to draw what chance would give.
+    log: y by its logarithm; values that are not positive are not drawn.
+    diagonal: whether to draw the diagonal, the ROC curve of chance.
   """
   if log:
     drawn = [
@@ -143,8 +143,8 @@ def histogram(
     title: of the figure.
     groups: names and values; not all empty.
     x_label: of the axis.
-    threshold: a vertical line, none where it is NaN.
-    bins: number of them.
+    threshold: drawn as a vertical line; NaN draws none.
+    bins: how many bars a group has.
   """
   values = np.concatenate([np.asarray(v, np.float64) for _, v in groups])
   known = values if math.isnan(threshold) else np.append(values, threshold)

@@ -3,7 +3,7 @@
 Synopsis:
 
   overlays.write_overlays('runs/demo/pictures', records, maps, scores,
-                           calibration, per_group=4)
+                          calibration, per_group=4)
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def color_range(
 def calibrated_range(
   calibration: calibration_lib.Calibration,
 ) -> tuple[float, float]:
-  """Ends of the colours where the maps are not all at hand.
+  """Ends of the colours for programs that do not have all maps.
 
   From the median of normal pixels, which calibration puts at 0, to two and a
   half times their threshold.

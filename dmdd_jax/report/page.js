@@ -20,13 +20,13 @@
   const fault = (item) => item.label && item.verdict === 'good' ? 'missed'
     : !item.label && item.verdict === 'defective' ? 'alarm' : '';
 
-  // The data of an image lie in one line of a chunk; a few chunks stay split.
+  // One line of a chunk has the data of one image; a few chunks stay split.
   const chunks = new Map();
   function dataOf(index) {
     const number = Math.floor(index / CHUNK);
     let lines = chunks.get(number);
     if (!lines) {
-      // The next chunk, or a page that has been read, tells that it is whole.
+      // It is whole once the next chunk, or the end of the page, has been read.
       const node = byId('chunk-' + number);
       if (!node || (document.readyState === 'loading' && !byId('chunk-' + (number + 1)))) return null;
       lines = node.textContent.split('\n');

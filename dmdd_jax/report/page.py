@@ -57,7 +57,8 @@ def write(
     workdir: gets the page.
     folders: of the categories' results; by default the workdir itself or the
       folders in it.
-    training: where the scalars.jsonl of each lies, if not with the results.
+    training: the folders with the scalars.jsonl of each category, if they are
+      not those of the results.
 
   Raises:
     FileNotFoundError: there are no results.

@@ -173,9 +173,9 @@ def _results_row(
 def anchors_table(
   categories: Sequence[category_lib.Category],
 ) -> dict[str, Any]:
-  """This run beside the numbers of others, by category and over all 15.
+  """This run beside published figures, by category and over all 15.
 
-  A mean stands beside theirs only where the run has all of MVTec AD.
+  The run has a mean only if it has all of MVTec AD.
   """
   own = {c.name: results_lib.flatten(c.results) for c in categories}
   whole = set(published.MVTEC_AD) <= set(own)
@@ -327,7 +327,7 @@ def _gallery(
     if archive is None:
       continue
     threshold = calibration.image_threshold
-    if math.isnan(threshold):  # To sort by alone; there are no verdicts.
+    if math.isnan(threshold):  # Used for sorting only: there are no verdicts.
       threshold = category.results.get('image_f1_max_threshold') or 0.0
     document['categories'].append(
       {
