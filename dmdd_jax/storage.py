@@ -76,19 +76,21 @@ def writing(name: str | os.PathLike) -> Iterator[IO[bytes]]:
     raise
 
 
-@contextlib.contextmanager
-def local_copy(name: str | os.PathLike) -> Iterator[str]:
-  """A local file with the content of a file, for readers that need one."""
-  if not is_remote(name):
-    yield os.fspath(name)
-    return
-  with tempfile.NamedTemporaryFile() as file:
-    file.write(path(name).read_bytes())
-    file.flush()
-    yield file.name
-
-
 def write_text(name: str | os.PathLike, text: str) -> None:
   """Writes a text file in UTF-8, its line ends as they are."""
   with writing(name) as file:
+    file.write(text.encode())
+
+
+def append_text(name: str | os.PathLike, text: str) -> None:
+  """Adds text to the end of a file; the file and its folder are made.
+
+  Object stores cannot append: a remote file is read and written as a whole.
+  """
+  if is_remote(name):
+    before = path(name).read_bytes() if path(name).exists() else b''
+    write_text(name, before.decode() + text)
+    return
+  path(name).parent.mkdir(parents=True, exist_ok=True)
+  with open(name, 'ab') as file:
     file.write(text.encode())

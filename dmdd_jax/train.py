@@ -43,6 +43,7 @@ from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import faults
 from dmdd_jax.training import losses
+from dmdd_jax.training import scalars
 from dmdd_jax.training import steps
 from dmdd_jax.training import train_state
 
@@ -328,10 +329,16 @@ class Trainer:
     rate, line = clock.tick(done)
     figures = ', '.join(f'{name} {value:.4g}' for name, value in means.items())
     logging.info('%s: %s, %s', line, phase, figures)
-    self.writer.write_scalars(
+    self._write_scalars(
       done,
       {f'train/{k}': v for k, v in means.items()} | {'steps_per_s': rate},
     )
+
+  def _write_scalars(self, done: int, values: Mapping[str, float]) -> None:
+    """Writes them for TensorBoard, and to scalars.jsonl for the report."""
+    self.writer.write_scalars(done, values)
+    if jax.process_index() == 0:
+      scalars.append(self.workdir, done, values)
 
   def _non_finite(
     self, found: str, step: int, phase: str, state: train_state.TrainState
@@ -427,9 +434,7 @@ class Trainer:
       auroc, ap, *_ = ranking.ranking(np.ravel(maps), np.ravel(masks))
       scores[f'{prefix}pixel_auroc'] = round(float(auroc), 5)
       scores[f'{prefix}pixel_ap'] = round(float(ap), 5)
-    self.writer.write_scalars(
-      done, {f'validation/{k}': v for k, v in scores.items()}
-    )
+    self._write_scalars(done, {f'validation/{k}': v for k, v in scores.items()})
     pairs = overlays.pair_strips(images, masks, found.map, calibration)
     self.writer.write_images(done, {'validation/image_mask_map': pairs})
     logging.info('validation at step %d: %s', done, scores)

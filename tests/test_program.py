@@ -21,6 +21,7 @@ from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import trained as trained_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import faults
+from dmdd_jax.training import scalars
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -139,6 +140,9 @@ def test_a_category_has_its_files(finished, make_config):
     assert steps == ['2', '4', '6']
     events = list(folder.glob('events.out.tfevents.*'))
     assert len(events) == 1 and events[0].stat().st_size > 1000
+    curves = scalars.read(folder)
+    assert curves['train/loss'][0][-1] == 6
+    assert curves['validation/pixel_auroc'][0] == [2, 4, 6]
     pictures = list((folder / 'pictures').glob('*.png'))
     assert len(pictures) == 4  # Lowest and highest score of either label.
     for picture in pictures:

@@ -14,10 +14,6 @@ import numpy as np
 from PIL import Image
 import pytest
 from sklearn import metrics as sklearn_metrics
-from tensorboard.compat.proto import event_pb2
-from tensorboard.compat.proto import summary_pb2
-from tensorboard.summary.writer import record_writer
-from tensorboard.util import tensor_util
 
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import ranking
@@ -25,11 +21,14 @@ from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.metrics import store as store_lib
 from dmdd_jax.report import archive as archive_lib
+from dmdd_jax.report import category as category_lib
 from dmdd_jax.report import charts
 from dmdd_jax.report import page as page_lib
 from dmdd_jax.report import published
+from dmdd_jax.report import sections
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.training import scalars
 
 SIDE = 32
 NASTY = '</script><img src=x onerror="document.title=\'broken\'">&{{title}}.png'
@@ -67,10 +66,10 @@ def make_category(folder, name='toy', good=4, defective=4, **changes):
     calibration = calibration_lib.Calibration(
       score_lib.Fusion(), *(changes.pop('threshold', 2.5),) * 2, 1.0, 4
     )
-    found = results_lib.compute(store, None, scores, labels)
-    found |= {'maps_mean': {}, 'at_threshold': {}, 'category': name}
-    found |= {'calibration': calibration.to_dict(), 'step': 7, **changes}
-    results_lib.write_json(os.path.join(folder, 'results.json'), found)
+    metrics = results_lib.compute(store, None, scores, labels)
+    metrics |= {'maps_mean': {}, 'at_threshold': {}, 'category': name}
+    metrics |= {'calibration': calibration.to_dict(), 'step': 7, **changes}
+    results_lib.write_json(os.path.join(folder, 'results.json'), metrics)
     archive_lib.write(
       folder,
       '/data',
@@ -80,7 +79,7 @@ def make_category(folder, name='toy', good=4, defective=4, **changes):
       [thumbnail] * len(records),
       calibration,
     )
-  return found
+  return metrics
 
 
 def _text(path):
@@ -115,9 +114,25 @@ def test_the_archive_reads_back(tmp_path):
   # The defect lies at 2 to 3, the rest at 0 to 1: bright against dark.
   values = low + np.asarray(shades.convert('L')) / 255.0 * (high - low)
   assert values[9:15, 9:23].min() > 1.5 > 1.2 > values[20:].max()
-  # Found: the part of the defect at or above 2.5.
+  # The prediction is the part of the defect at or above 2.5.
   assert 0.3 < archive.items[5]['overlap'] < 0.7
   assert archive.items[0]['overlap'] is None and archive.items[0]['truth'] == ''
+
+
+def test_archives_with_the_former_name_of_the_prediction(tmp_path):
+  make_category(tmp_path)
+  path = tmp_path / 'report_data.zip'
+  with zipfile.ZipFile(path) as old:
+    members = {name: old.read(name) for name in old.namelist()}
+  text = members['report.json'].decode()
+  members['report.json'] = text.replace('"prediction":', '"found":')
+  assert members['report.json'] != text
+  with zipfile.ZipFile(path, 'w') as new:
+    for name, data in members.items():
+      new.writestr(name, data)
+  archive = archive_lib.open_archive(tmp_path)
+  archive.close()
+  assert archive.items == json.loads(text)['items']
 
 
 def test_an_outline_encloses_the_area():
@@ -137,7 +152,7 @@ def test_an_outline_encloses_the_area():
   assert all(p.min() >= 0 and p.max() <= 512 for p in points)
 
 
-def test_no_outline_where_nothing_or_everything_is_found():
+def test_no_outline_where_nothing_or_everything_is_predicted():
   ones = np.ones((8, 8), np.float32)
   assert archive_lib.outline(ones, 2.0) == ''
   assert archive_lib.outline(ones, math.nan) == ''
@@ -164,7 +179,7 @@ def test_small_defects_survive_the_thumbnail(tmp_path):
   archive = archive_lib.open_archive(tmp_path)
   assert Image.open(io.BytesIO(archive.read(0)[0])).size == (128, 256)
   archive.close()
-  assert archive.items[0]['truth'] and archive.items[0]['found'] is None
+  assert archive.items[0]['truth'] and archive.items[0]['prediction'] is None
   assert archive.items[0]['file'] == 'a.png'
 
 
@@ -197,40 +212,75 @@ def test_roc_curve_agrees_with_scikit_learn():
   fpr, tpr, _ = sklearn_metrics.roc_curve(
     labels, scores, drop_intermediate=False
   )
-  found = ranking.roc_curve(scores, labels)
-  np.testing.assert_allclose(found, (fpr, tpr))
+  curve = ranking.roc_curve(scores, labels)
+  np.testing.assert_allclose(curve, (fpr, tpr))
   with pytest.raises(ValueError, match='both labels'):
     ranking.roc_curve(scores, np.ones(60, int))
 
 
-def _log(folder, values, suffix, plugin='scalars'):
-  path = folder / f'events.out.tfevents.1{suffix}'
-  with open(path, 'wb') as file:
-    writer = record_writer.RecordWriter(file)
-    for step, value in values:
-      metadata = summary_pb2.SummaryMetadata()
-      metadata.plugin_data.plugin_name = plugin
-      tensor = tensor_util.make_tensor_proto(np.float32(value))
-      entry = summary_pb2.Summary.Value(
-        tag='train/loss', tensor=tensor, metadata=metadata
-      )
-      summary = summary_pb2.Summary(value=[entry])
-      event = event_pb2.Event(step=step, summary=summary)
-      writer.write(event.SerializeToString())
-  return path
+def _log(folder, points):
+  for step, value in points:
+    scalars.append(folder, step, {'train/loss': value})
 
 
-def test_training_curves_of_a_run_that_went_on(tmp_path):
-  first = _log(tmp_path, [(1, 9.0), (2, 8.0)], '.a')
-  second = _log(tmp_path, [(2, 7.0), (3, 6.0)], '.b')
-  _log(tmp_path, [(4, 1.0)], '.c', plugin='images')
-  os.utime(first, (1, 1))
-  assert page_lib.read_scalars(tmp_path) == {
-    'train/loss': ([1, 2, 3], [9.0, 7.0, 6.0])
+def test_training_curves_of_a_run_that_resumed(tmp_path):
+  assert scalars.read(tmp_path) == {}
+  _log(tmp_path, [(1, 9.0), (2, 8.0), (3, 7.5)])
+  scalars.append(tmp_path, 2, {'validation/image_auroc': np.float32(0.5)})
+  _log(tmp_path, [(2, 7.0), (3, 6.0)])
+  curves = {
+    'train/loss': ([1, 2, 3], [9.0, 7.0, 6.0]),
+    'validation/image_auroc': ([2], [0.5]),
   }
-  # A file that breaks off in the middle of a record, as a killed run leaves it.
-  second.write_bytes(second.read_bytes()[:-5])
-  assert page_lib.read_scalars(tmp_path)['train/loss'][0] == [1, 2]
+  assert scalars.read(tmp_path) == curves
+  with open(tmp_path / 'scalars.jsonl', 'a') as file:
+    file.write('{"step": 4, "train/lo')  # As a killed run leaves it.
+  assert scalars.read(tmp_path) == curves
+
+
+def test_scalars_are_json_whatever_the_numbers(tmp_path):
+  _log(tmp_path, [(1, math.nan), (2, math.inf), (3, np.float32(0.25))])
+  lines = _text(tmp_path / 'scalars.jsonl').splitlines()
+  assert [json.loads(line) for line in lines] == [
+    {'step': 1, 'train/loss': None},
+    {'step': 2, 'train/loss': None},
+    {'step': 3, 'train/loss': 0.25},
+  ]
+  steps, values = scalars.read(tmp_path)['train/loss']
+  assert steps == [1, 2, 3] and np.isnan(values[:2]).all()
+  make_category(tmp_path)
+  page = _text(page_lib.write(tmp_path))
+  assert 'Training losses' in page and 'nan' not in page.split('<script')[0]
+
+
+def test_a_run_without_scalars_has_no_training_curves(tmp_path):
+  make_category(tmp_path)
+  page = _text(page_lib.write(tmp_path))
+  assert 'The training curves are missing' in page
+  _log(tmp_path, [(1, 2.0)])
+  assert 'The training curves are missing' not in _text(
+    page_lib.write(tmp_path)
+  )
+
+
+def _ticks(low, high, **options):
+  chart = charts.lines(
+    't',
+    [charts.Line('l', [0, 1], [low, high])],
+    x_label='',
+    y_label='',
+    **options,
+  )
+  return re.findall(r'class="end">([^<]*)<', chart)
+
+
+def test_ticks_are_few_round_and_inside():
+  assert _ticks(0, 1) == ['0', '0.2', '0.4', '0.6', '0.8', '1']
+  assert _ticks(-0.6, 0.6) == ['-0.6', '-0.4', '-0.2', '0', '0.2', '0.4', '0.6']
+  assert _ticks(0.03, 40, log=True) == ['0.1', '1', '10']
+  assert _ticks(1, 20, log=True) == ['1', '2', '5', '10', '20']
+  # No power of ten lies inside: the axis has labels all the same.
+  assert {'2.5', '3', '3.5', '4'} <= set(_ticks(2.1, 4.1, log=True))
 
 
 def test_charts_are_well_formed_and_escaped():
@@ -260,7 +310,7 @@ def test_bars_of_the_histogram_count_every_image():
 def test_the_page_says_what_is_on_disk(tmp_path):
   make_category(tmp_path / 'screw', 'screw')
   make_category(tmp_path / 'mine', 'mine', good=6)
-  _log(tmp_path / 'screw', [(1, 9.0), (2, 8.0)], '.a')
+  _log(tmp_path / 'screw', [(1, 9.0), (2, 8.0)])
   path = page_lib.write(tmp_path)
   assert path == str(tmp_path / 'report.html')
   page = _text(path)
@@ -277,22 +327,30 @@ def test_the_page_says_what_is_on_disk(tmp_path):
     assert anchor.name in page and anchor.differs in page
   assert '98.85' in page and '96.13' in page
   # Their figures of screw, and no mean of ours over two categories.
-  own = re.search(r'<tr class="own">(.*?)</tr>', page)[1]
+  own = re.search(r'<tr class="own">(.*?)</tr>', page, re.DOTALL)[1]
   assert own.count('class="none"') == 3 and page.count('>99.5<') == 1
   # 2 of 4 defective missed, 2 of 4 good alarm; of mine 4 of 6 by the scale.
-  (row,) = re.findall(r'<tr><th scope="row">screw</th>(.*?)</tr>', page)
+  (row,) = re.findall(
+    r'<tr><th scope="row">screw</th>(.*?)</tr>', page, re.DOTALL
+  )
   assert re.findall(r'<td>(\d+)</td>', row)[:4] == ['4', '4', '2', '2']
   assert not re.search(r'(?:src|href)="(?!#|data:)', page)
 
 
 def test_a_mean_stands_beside_theirs_where_all_were_run():
-  found = {'image_auroc': 0.5, 'pixel_auroc': 0.25, 'au_pro': 0.75}
+  metrics = {'image_auroc': 0.5, 'pixel_auroc': 0.25, 'au_pro': 0.75}
   categories = [
-    page_lib.Category(name, {**found, 'category': name}, [], None, {})
+    category_lib.Category(name, {**metrics, 'category': name}, [], None, {})
     for name in published.MVTEC_AD
   ]
-  own = re.search(r'class="own">(.*?)</tr>', page_lib.anchors_table(categories))
-  assert re.findall('>([0-9.]+)<', own[1]) == ['50.00', '25.00', '75.00'] * 3
+  table = sections.anchors_table(categories)
+  assert table['blocks'] == ['screw', 'toothbrush', published.MEAN]
+  own, theirs = table['rows'][:2]
+  assert own['figures'] == [0.5, 0.25, 0.75] * 3
+  assert theirs['figures'] == [None] * 7 + [0.9885, 0.9613]
+  # One category fewer, and there is no mean of ours.
+  own = sections.anchors_table(categories[1:])['rows'][0]
+  assert own['figures'][-3:] == [None] * 3
 
 
 def test_names_cannot_break_out(tmp_path):
@@ -312,11 +370,11 @@ def test_images_in_the_page_are_those_on_disk(tmp_path):
   assert len(chunks) == 2 and len(lines) == 60
   archive = archive_lib.open_archive(tmp_path)
   for index in (0, 41, 59):
-    image, shades, found, truth = lines[index].split('|')
+    image, shades, prediction, truth = lines[index].split('|')
     assert (base64.b64decode(image), base64.b64decode(shades)) == (
       archive.read(index)
     )
-    assert found == archive.items[index]['found']
+    assert prediction == archive.items[index]['prediction']
     assert truth == archive.items[index]['truth']
   archive.close()
 
@@ -498,7 +556,7 @@ def test_the_slider_by_keyboard(open_page, site):
   page.keyboard.press('Tab')
   outline = view.evaluate('x => getComputedStyle(x).outlineStyle')
   assert outline == 'solid'
-  layers = ('.shades', 'svg.found', 'svg.truth')
+  layers = ('.shades', 'svg.prediction', 'svg.truth')
   for stop, name in enumerate(('map', 'outline', 'ground truth')):
     page.keyboard.press('ArrowRight')
     assert view.get_attribute('aria-valuetext') == name

@@ -125,7 +125,8 @@ def test_tap_sizes_round_up_at_odd_image_sizes(arch):
   taps = jax.eval_shape(
     model.apply, init_shapes(arch, 3), jnp.zeros((2, 37, 70, 3))
   )
-  channels = resnet.tap_channels(arch)
+  bottleneck = resnet.SPECS[arch].bottleneck
+  channels = (256, 512, 1024) if bottleneck else (64, 128, 256)
   assert [t.shape for t in taps] == [
     (2, -(-37 // s), -(-70 // s), c)
     for s, c in zip((4, 8, 16), channels, strict=True)

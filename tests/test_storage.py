@@ -8,9 +8,6 @@ from etils.epath import gpath
 import numpy as np
 import program_helpers
 import pytest
-from tensorboard.compat.proto import event_pb2
-from tensorboard.compat.proto import summary_pb2
-from tensorboard.summary.writer import event_file_writer
 import test_report
 
 from dmdd_jax import run as run_lib
@@ -22,6 +19,7 @@ from dmdd_jax.report import page
 from dmdd_jax.scoring import calibration
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import faults
+from dmdd_jax.training import scalars
 
 
 class FakeBucket:
@@ -72,8 +70,9 @@ def test_what_is_written_is_whole_or_not_there(where, bucket, monkeypatch):
   assert storage.path(name).read_bytes() == 'ä\n'.encode()
   written = [files for *_, files in os.walk(folder) if files]
   assert written == [['b.txt']]
-  with storage.local_copy(name) as local, open(local, 'rb') as file:
-    assert file.read() == 'ä\n'.encode()
+  for text in ('ö', '\n'):
+    storage.append_text(f'{name}.log', text)
+  assert storage.path(f'{name}.log').read_bytes() == 'ö\n'.encode()
   assert storage.folders(where, 'b.txt') == [os.path.join(where, 'a')]
   assert storage.folders(where, 'c.txt') == []
   assert storage.folders('nowhere', 'b.txt') == []
@@ -93,12 +92,10 @@ def test_tables_and_a_report_of_what_is_there(bucket):
   run_lib._make_workdir(workdir)
   rows = {name: test_report.make_category(f'{workdir}/{name}') for name in 'ab'}
   results_lib.write_tables(rows, workdir)
-  writer = event_file_writer.EventFileWriter(str(bucket / 'run/a'))
-  summary = summary_pb2.Summary()
-  summary.value.add(tag='train/loss', simple_value=2.5)
-  writer.add_event(event_pb2.Event(step=3, summary=summary))
-  writer.close()
-  assert page.read_scalars(f'{workdir}/a') == {'train/loss': ([3], [2.5])}
+  for step in (3, 4):
+    scalars.append(f'{workdir}/a', step, {'train/loss': step / 2})
+  curves = {'train/loss': ([3, 4], [1.5, 2.0])}
+  assert scalars.read(f'{workdir}/a') == curves
   assert page.write(workdir) == f'{workdir}/report.html'
   names = {path.name for path in (bucket / 'run').iterdir()}
   tables = {'results.json', 'results.csv', 'results.md'}

@@ -126,10 +126,10 @@ class DMDD(nn.Module):
 
   Attributes:
     arch: teacher architecture, a key of `resnet.SPECS`.
-    student: further attributes of `student.Student`.
+    student_options: further attributes of `student.Student`.
     head_kind: one of `segmentation.KINDS`.
     head_input: one of `HEAD_INPUTS`.
-    head: further attributes of the head.
+    head_options: further attributes of the head.
     border: see `distance_maps`.
     branches: those of `BRANCHES` that are trained; maps are of these alone.
     normality_share: see `Output.distance`; of one branch without meaning.

@@ -69,13 +69,6 @@ def get_spec(arch: str) -> Spec:
   return SPECS[arch]
 
 
-def tap_channels(arch: str, stages: int = 3) -> tuple[int, ...]:
-  """Channels of the first `stages` taps, e.g. (64, 128, 256) for resnet18."""
-  spec = get_spec(arch)
-  expansion = 4 if spec.bottleneck else 1
-  return tuple(spec.stage_channels(i) * expansion for i in range(stages))
-
-
 def normalize(images: jax.Array) -> jax.Array:
   """Maps RGB in [0, 1] (..., 3) to ImageNet's zero mean and unit variance."""
   mean = jnp.asarray(IMAGENET_MEAN, images.dtype)

@@ -1,8 +1,7 @@
 """Segmentation heads: distance maps in, one anomaly logit per position out.
 
   multi_perception  parallel dilated convolutions and a global pooling (the
-                    "perceptions"), channel and spatial attention, then a
-                    residual on the mean of the maps
+                    "perceptions"), then channel and spatial attention
   destseg           DeSTSeg's head as a control: two residual blocks, then an
                     ASPP whose five branches are concatenated and projected
 

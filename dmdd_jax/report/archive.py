@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk for the report: scores.csv and a zip.
+"""The files that an evaluation writes for the report: scores.csv and a zip.
 
 `scores.csv` has a row per test image, for people and other programs.
 `report_data.zip` holds what a page cannot compute: thumbnails, maps of 8 bits
@@ -11,9 +11,9 @@ neither side holds more than one.
 Synopsis:
 
   archive.write(folder, config.data.root, records, scores, store,
-                    thumbnails, calibration)
+                thumbnails, calibration)
   rows = archive.read_scores(folder)
-  archive = archive.open_archive(folder)
+  pictures = archive.open_archive(folder)
 """
 
 from collections.abc import Mapping, Sequence
@@ -133,8 +133,8 @@ class Archive:
   """Reads `report_data.zip`.
 
   Attributes:
-    items: N dicts: `file`; `found` and `truth`, paths of SVG or None;
-      `overlap`, of what was found with the truth in [0, 1] or None.
+    items: N dicts: `file`; `prediction` and `truth`, outlines as paths of SVG,
+      or None; `overlap`, their intersection over union in [0, 1], or None.
     curves: {'pixel_roc': (x, y), 'pro': (x, y)} or empty.
     colors: lower and upper end of the maps' colours.
     mime: of the images.
@@ -146,6 +146,9 @@ class Archive:
     document = json.loads(self._zip.read('report.json'))
     self.items, self.curves = document['items'], document['curves']
     self.colors, self.mime = document['colors'], document['mime']
+    for item in self.items:
+      if 'found' in item:  # The name in archives of before 2026-11-29.
+        item['prediction'] = item.pop('found')
 
   def read(self, index: int) -> tuple[bytes, bytes]:
     """The files of an image's thumbnail and of its map."""
@@ -231,9 +234,9 @@ def _fill(
     suffix = f'{index:05d}.{_FORMAT}'
     archive.writestr(f'images/{suffix}', thumbnails[index].tobytes())
     archive.writestr(f'maps/{suffix}', shades.tobytes())
-    item = {'file': name, 'found': None, 'truth': None, 'overlap': None}
+    item = {'file': name, 'prediction': None, 'truth': None, 'overlap': None}
     if math.isfinite(threshold):
-      item['found'] = outline(_shrink(anomaly_map), threshold)
+      item['prediction'] = outline(_shrink(anomaly_map), threshold)
       item['overlap'] = _overlap(anomaly_map >= threshold, mask)
     if record.has_truth:
       item['truth'] = outline(_shrink(mask), 0.5) if mask.any() else ''
@@ -275,18 +278,18 @@ def _curves(
   }
 
 
-def _overlap(found: np.ndarray, mask: np.ndarray) -> float | None:
+def _overlap(prediction: np.ndarray, mask: np.ndarray) -> float | None:
   """Intersection over union; None where the image has no defect."""
   if not mask.any():
     return None
-  union = np.count_nonzero(found | (mask > 0))
-  return round(np.count_nonzero(found & (mask > 0)) / union, 4)
+  union = np.count_nonzero(prediction | (mask > 0))
+  return round(np.count_nonzero(prediction & (mask > 0)) / union, 4)
 
 
 def _shrink(values: np.ndarray) -> np.ndarray:
   """(H, W) at most a thumbnail's size, by the highest value of each cell.
 
-  A mean would hide the defects of a few pixels that are looked for.
+  A mean would hide defects of a few pixels.
   """
   for axis, length in enumerate(values.shape):
     if length > _THUMBNAIL:

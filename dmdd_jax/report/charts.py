@@ -1,20 +1,25 @@
-"""Charts as inline SVG that follow the page's colours; no library, no script.
+"""Charts as inline SVG that follow the page's colours; no script.
 
 Synopsis:
 
-  svg = report_charts.lines(
-    'ROC', [report_charts.Line('image', x, y)], x_label='false-positive rate'
+  svg = charts.lines(
+    'ROC',
+    [charts.Line('image', x, y)],
+    x_label='false-positive rate',
+    y_label='true-positive rate',
   )
 
-Every text is escaped. Colours are the classes s1 to s6 of the page's style
-sheet, lines differ in their dashes too.
+A chart is a `markupsafe.Markup`, whose `format` escapes every text. Colours are
+the classes s1 to s6 of the page's style sheet; lines differ in their dashes
+too.
 """
 
 from collections.abc import Sequence
 import dataclasses
-import html
 import math
 
+import markupsafe
+from matplotlib import ticker
 import numpy as np
 
 _WIDTH, _HEIGHT = 360, 250
@@ -41,7 +46,7 @@ class _Axis:
   end: float
   log: bool = False
 
-  def __call__(self, values):
+  def __call__(self, values: Sequence[float] | float) -> np.ndarray:
     values = np.asarray(values, np.float64)
     low, high = self.low, self.high
     if self.log:
@@ -52,18 +57,17 @@ class _Axis:
   def ticks(self) -> list[float]:
     """Round values within the ends."""
     if self.log:
-      first, last = math.log10(self.low), math.log10(self.high)
-      powers = range(math.ceil(first), math.floor(last) + 1)
-      marks = (1,) if len(powers) > 3 else (1, 2, 5)
-      every = range(math.floor(first), math.ceil(last) + 1)
-      found = [m * 10.0**p for p in every for m in marks]
-      return [t for t in found if self.low <= t <= self.high]
-    step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
-    while (self.high - self.low) / step > 6:
-      step *= 2.5 if f'{step:e}'[0] == '2' else 2
-    first = math.ceil(self.low / step - 1e-9)
-    last = math.floor(self.high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
+      wide = self.high / self.low >= 1000
+      locator = ticker.LogLocator(subs=(1,) if wide else (1, 2, 5))
+      values = locator.tick_values(self.low, self.high)
+    else:
+      locator = ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+      values = locator.tick_values(self.low, self.high)
+      # Zero can come as 1e-17, which would be its label.
+      values[np.abs(values) < 1e-9 * (self.high - self.low)] = 0.0
+    low = self.low - 1e-9 * abs(self.low)
+    high = self.high + 1e-9 * abs(self.high)
+    return values[(values >= low) & (values <= high)].tolist()
 
 
 def lines(
@@ -76,18 +80,18 @@ def lines(
   y_range: tuple[float, float] | None = None,
   log: bool = False,
   diagonal: bool = False,
-) -> str:
+) -> markupsafe.Markup:
   """A figure with one or more lines and their legend.
 
   Args:
     title: of the figure.
-    drawn: lines with at least one point each.
+    drawn: lines, each with at least one point.
     x_label: of the axis.
     y_label: of the axis.
-    x_range: ends of the axis; those of the data.
+    x_range: ends of the axis; by default those of the data.
     y_range: likewise.
-    log: y by its logarithm; values that are not positive are left out.
-    diagonal: whether to draw what chance would give.
+    log: y by its logarithm; values that are not positive are not drawn.
+    diagonal: whether to draw the diagonal, the ROC curve of chance.
   """
   if log:
     drawn = [
@@ -114,11 +118,15 @@ def lines(
     parts.append(_path(*path, f'line {_color(index)}'))
     if len(one.x) == 1:
       parts.append(
-        f'<circle class="dot {_color(index)}" cx="{path[0][0]:.1f}"'
-        f' cy="{path[1][0]:.1f}" r="3"/>'
+        _element(
+          '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>',
+          _color(index),
+          path[0][0],
+          path[1][0],
+        )
       )
   legend = [(_color(i), one.name) for i, one in enumerate(drawn)]
-  return _figure(title, ''.join(parts), legend)
+  return _figure(title, parts, legend)
 
 
 def histogram(
@@ -128,15 +136,15 @@ def histogram(
   x_label: str,
   threshold: float,
   bins: int = 24,
-) -> str:
+) -> markupsafe.Markup:
   """A figure with the counts of up to two groups and a threshold.
 
   Args:
     title: of the figure.
     groups: names and values; not all empty.
     x_label: of the axis.
-    threshold: a vertical line, none where it is NaN.
-    bins: number of them.
+    threshold: drawn as a vertical line; NaN draws none.
+    bins: how many bars a group has.
   """
   values = np.concatenate([np.asarray(v, np.float64) for _, v in groups])
   known = values if math.isnan(threshold) else np.append(values, threshold)
@@ -154,17 +162,29 @@ def histogram(
       if n:
         y = float(y_axis(n))
         parts.append(
-          f'<rect class="bar {_color(index)}" x="{x:.1f}" y="{y:.1f}"'
-          f' width="{step - 0.6:.1f}" height="{_HEIGHT - _BOTTOM - y:.1f}"/>'
+          _element(
+            '<rect class="bar {}" x="{:.1f}" y="{:.1f}" width="{:.1f}"'
+            ' height="{:.1f}"/>',
+            _color(index),
+            x,
+            y,
+            step - 0.6,
+            _HEIGHT - _BOTTOM - y,
+          )
         )
   legend = [(_color(i), f'{n} ({len(v)})') for i, (n, v) in enumerate(groups)]
   if not math.isnan(threshold):
     x = float(x_axis(threshold))
     parts.append(
-      f'<path class="threshold" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+      _element(
+        '<path class="threshold" d="M{:.1f} {}V{}"/>',
+        x,
+        _TOP,
+        _HEIGHT - _BOTTOM,
+      )
     )
     legend.append(('threshold', f'threshold {threshold:.3g}'))
-  return _figure(title, ''.join(parts), legend)
+  return _figure(title, parts, legend)
 
 
 def _ends(
@@ -188,49 +208,80 @@ def _clipped(x_axis: _Axis, y_axis: _Axis, line: Line):
   return x_axis(x), y_axis(y)
 
 
-def _path(x: Sequence[float], y: Sequence[float], kind: str) -> str:
+def _element(
+  template: str, *values: str | float, **named: str | float
+) -> markupsafe.Markup:
+  """The template with its values, escaped where they are not Markup."""
+  return markupsafe.Markup(template).format(*values, **named)
+
+
+def _path(
+  x: Sequence[float], y: Sequence[float], kind: str
+) -> markupsafe.Markup:
   points = ' '.join(f'{a:.1f} {b:.1f}' for a, b in zip(x, y))
-  return f'<path class="{kind}" d="M{points}"/>'
+  return _element('<path class="{}" d="M{}"/>', kind, points)
 
 
-def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> str:
+def _frame(
+  x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str
+) -> markupsafe.Markup:
   """Grid, ticks and labels."""
-  bottom, parts = _HEIGHT - _BOTTOM, []
+  bottom, right, parts = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, []
   for tick in y_axis.ticks():
     y = float(y_axis(tick))
-    parts.append(
-      f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
-      f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" class="end">{tick:.4g}</text>'
-    )
+    parts += [
+      _element('<path class="grid" d="M{} {:.1f}H{}"/>', _LEFT, y, right),
+      _text('x="{}" y="{:.1f}" class="end"', f'{tick:.4g}', _LEFT - 6, y + 3.5),
+    ]
   for tick in x_axis.ticks():
     x = float(x_axis(tick))
-    parts.append(
-      f'<path class="axis" d="M{x:.1f} {bottom}v4"/>'
-      f'<text x="{x:.1f}" y="{bottom + 15}" class="middle">{tick:.4g}</text>'
-    )
-  parts.append(
-    f'<path class="axis" d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}"/>'
-    f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}"'
-    f' class="middle label">{html.escape(x_label)}</text>'
-    f'<text transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)"'
-    f' class="middle label">{html.escape(y_label)}</text>'
-  )
-  return ''.join(parts)
+    parts += [
+      _element('<path class="axis" d="M{:.1f} {}v4"/>', x, bottom),
+      _text('x="{:.1f}" y="{}" class="middle"', f'{tick:.4g}', x, bottom + 15),
+    ]
+  middle_x, middle_y = (_LEFT + right) / 2, (_TOP + bottom) / 2
+  parts += [
+    _element('<path class="axis" d="M{} {}H{}"/>', _LEFT, bottom, right),
+    _text('x="{}" y="{}" class="middle label"', x_label, middle_x, _HEIGHT - 6),
+    _text(
+      'transform="translate(11 {}) rotate(-90)" class="middle label"',
+      y_label,
+      middle_y,
+    ),
+  ]
+  return markupsafe.Markup().join(parts)
 
 
-def _figure(title: str, body: str, legend: Sequence[tuple[str, str]]) -> str:
+def _text(attributes: str, text: str, *values: float) -> markupsafe.Markup:
+  return _element(f'<text {attributes}>{{}}</text>', *values, text)
+
+
+def _figure(
+  title: str,
+  parts: Sequence[markupsafe.Markup],
+  legend: Sequence[tuple[str, str]],
+) -> markupsafe.Markup:
   """The chart with its title and legend around it."""
-  keys = ''.join(
-    f'<li><svg viewBox="0 0 22 8" aria-hidden="true">'
-    f'<path class="line {kind}" d="M1 4H21"/></svg>{html.escape(name)}</li>'
+  keys = [
+    _element(
+      '<li><svg viewBox="0 0 22 8" aria-hidden="true">'
+      '<path class="line {}" d="M1 4H21"/></svg>{}</li>',
+      kind,
+      name,
+    )
     for kind, name in legend
-  )
+  ]
   names = '; '.join(name for _, name in legend)
-  label = html.escape(f'{title}: {names}', quote=True)
-  return (
-    f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
-    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
-    f'{body}</svg><ul class="legend">{keys}</ul></figure>'
+  return _element(
+    '<figure class="chart"><figcaption>{title}</figcaption>'
+    '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+    '{body}</svg><ul class="legend">{keys}</ul></figure>',
+    title=title,
+    width=_WIDTH,
+    height=_HEIGHT,
+    label=f'{title}: {names}',
+    body=markupsafe.Markup().join(parts),
+    keys=markupsafe.Markup().join(keys),
   )
 
 

@@ -3,7 +3,7 @@
 Synopsis:
 
   overlays.write_overlays('runs/demo/pictures', records, maps, scores,
-                           calibration, per_group=4)
+                          calibration, per_group=4)
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from dmdd_jax.data import records as records_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 
 _COLORMAP = 'turbo'
-_FOUND, _TRUTH = '#ff2d2d', '#39ff14'
+_PREDICTION, _TRUTH = '#ff2d2d', '#39ff14'
 
 
 def color_range(
@@ -41,7 +41,7 @@ def color_range(
 def calibrated_range(
   calibration: calibration_lib.Calibration,
 ) -> tuple[float, float]:
-  """Ends of the colours where the maps are not all at hand.
+  """Ends of the colours for programs that do not have all maps.
 
   From the median of normal pixels, which calibration puts at 0, to two and a
   half times their threshold.
@@ -59,7 +59,7 @@ def overlay(
   limits: tuple[float, float],
   title: str,
 ) -> figure.Figure:
-  """One image beside its map, with what was found and what is true outlined.
+  """One image beside its map, with prediction and ground truth outlined.
 
   Args:
     image: (H, W, 3) uint8.
@@ -78,11 +78,11 @@ def overlay(
   axes[1].set_title('anomaly map', fontsize=9)
   picture.colorbar(colors, ax=axes[1], shrink=0.8)
   axes[2].imshow(image)
-  outlines = [(anomaly_map, pixel_threshold, _FOUND)]
-  legend = 'red: found'
+  outlines = [(anomaly_map, pixel_threshold, _PREDICTION)]
+  legend = 'red: prediction'
   if mask is not None:
     outlines.append((mask > 0, 0.5, _TRUTH))
-    legend += ', green: truth'
+    legend += ', green: ground truth'
   axes[2].set_title(legend, fontsize=9)
   for values, level, color in outlines:
     if np.min(values) < level < np.max(values):

@@ -1,4 +1,4 @@
-"""Published numbers on MVTec AD, to stand beside ours; not measured here.
+"""Published figures on MVTec AD, to compare with; not measured here.
 
 Each row says what differs: the sets of images, the teacher, the definition of
 PRO. None was tuned or rerun here except where the name says so.
@@ -86,4 +86,3 @@ ANCHORS = (
     ' cut of toothbrush',
   ),
 )
-NAMES = frozenset(anchor.name for anchor in ANCHORS)
