@@ -26,6 +26,7 @@ import tqdm
 
 from dmdd_jax import sharding
 from dmdd_jax import storage
+from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import maps as map_files
@@ -230,7 +231,7 @@ def predict(
     for pending in writing:
       pending.result()
   table = _write_predictions(output, inspector, rows, failed)
-  defective = sum(row['verdict'] == calibration_lib.DEFECTIVE for row in rows)
+  defective = sum(row['verdict'] == verdict_lib.DEFECTIVE for row in rows)
   logging.info(
     '%d images, %d defective, %d could not be read; %s',
     len(rows),

@@ -4,17 +4,19 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from dmdd_jax.benchmark import input as input_suite
 from dmdd_jax.benchmark import latency
 from dmdd_jax.benchmark import measure
+from dmdd_jax.benchmark import metrics as metrics_suite
 from dmdd_jax.benchmark import suites
 from dmdd_jax.metrics import region
 from dmdd_jax.serve import models as serve_models
 
 
 def test_the_threshold_loop_is_near_the_exact_au_pro():
-  maps, masks = suites.fake_test_set(8, 64)
+  maps, masks = metrics_suite.fake_test_set(8, 64)
   exact = region.au_pro(maps, masks, limits=(0.3,))[0]
-  assert suites.pro_200_thresholds(maps, masks) == pytest.approx(
+  assert metrics_suite.pro_200_thresholds(maps, masks) == pytest.approx(
     exact, abs=0.02
   )
 
@@ -23,7 +25,7 @@ def test_the_numpy_pair_differs_inside_its_mask_alone():
   rng = np.random.default_rng(3)
   image, texture = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
   found = [
-    suites.numpy_pair(image, texture[None], np.random.default_rng(seed))
+    input_suite.numpy_pair(image, texture[None], np.random.default_rng(seed))
     for seed in range(20)
   ]
   assert any(mask.any() for _, mask in found)
@@ -57,7 +59,7 @@ def test_a_rate_is_of_the_median():
 
 def test_an_unknown_suite_lists_the_known_ones():
   with pytest.raises(ValueError, match='metrics'):
-    suites.run('everything', suites.Options())
+    suites.run('everything', measure.Options())
 
 
 def test_a_path_is_called_with_one_image_and_with_every_batch():

@@ -12,12 +12,14 @@ from PIL import Image
 import program_helpers
 import pytest
 
-from dmdd_jax import evaluate
 from dmdd_jax.export import loader
+from dmdd_jax.export import onnx as onnx_writer
+from dmdd_jax.export import program as program_lib
 from dmdd_jax.export import write as export_lib
 from dmdd_jax.models import dmdd
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.scoring import score as score_lib
+from dmdd_jax.scoring import trained as trained_lib
 from dmdd_jax.serve import models as serve_models
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -53,7 +55,7 @@ def trained(monkeypatch):
 
   def set_up(**changes):
     found = make_trained(**changes)
-    monkeypatch.setattr(evaluate, 'load_workdir', lambda *_: found)
+    monkeypatch.setattr(trained_lib, 'load_workdir', lambda *_: found)
 
   return set_up
 
@@ -66,7 +68,7 @@ def stablehlo(tmp_path_factory):
   path = folder / 'model.dmdd'
   with pytest.MonkeyPatch.context() as patch:
     found = make_trained()
-    patch.setattr(evaluate, 'load_workdir', lambda *_: found)
+    patch.setattr(trained_lib, 'load_workdir', lambda *_: found)
     metadata = export_lib.export('unused', 'stablehlo', path, images)
   return path, metadata, images
 
@@ -133,7 +135,7 @@ def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch):
 
   monkeypatch.setattr(loader.Model, '__call__', wrong)
   (tmp_path / 'model.dmdd').write_text('older')
-  with pytest.raises(export_lib.ExportError, match='the map of image 0'):
+  with pytest.raises(program_lib.ExportError, match='the map of image 0'):
     export_lib.export('unused', 'stablehlo', tmp_path / 'model.dmdd', images)
   assert (tmp_path / 'model.dmdd').read_text() == 'older'
   assert sorted(os.listdir(tmp_path)) == ['images', 'model.dmdd']
@@ -196,7 +198,7 @@ def test_tiles_are_refused_before_anything_is_computed(
 ):
   trained(data__image_size=64, data__tile_size=32)
   monkeypatch.delattr(export_lib.predict, 'Inspector')
-  with pytest.raises(export_lib.ExportError, match='config.data.tile_size'):
+  with pytest.raises(program_lib.ExportError, match='config.data.tile_size'):
     export_lib.export(
       'unused', 'onnx', tmp_path / 'x', make_images(tmp_path, 1)
     )
@@ -269,7 +271,7 @@ def onnx_file(tmp_path_factory):
   images = make_images(folder / 'images')
   with pytest.MonkeyPatch.context() as patch:
     found = make_trained()
-    patch.setattr(evaluate, 'load_workdir', lambda *_: found)
+    patch.setattr(trained_lib, 'load_workdir', lambda *_: found)
     export_lib.export('unused', 'onnx', folder / 'model.onnx', images)
   return folder / 'model.onnx', images
 
@@ -358,3 +360,56 @@ def test_onnx_names_what_it_cannot_write(tmp_path, function, name):
       (4, 4, 3),
       {},
     )
+
+
+def _pool(window, strides=(1, 1, 1, 1), padding='VALID', base=(1, 1, 1, 1)):
+  def pool(images):
+    x = images.astype('float32')
+    return {
+      'map': jax.lax.reduce_window(
+        x, -np.inf, jax.lax.max, window, strides, padding, base
+      )
+    }
+
+  return pool
+
+
+@pytest.mark.parametrize(
+  'function, message',
+  [
+    (
+      lambda x: {'map': jax.lax.top_k(x.astype('float32'), 2)[1]},
+      "top_k's indices",
+    ),
+    (_pool((1, 3, 3, 3)), 'window_dimensions'),
+    (_pool((1, 3, 3, 1), (1, 1, 1, 2)), 'window_strides'),
+    (_pool((1, 3, 3, 1), padding=((0, 0), (1, 1), (1, 1), (1, 1))), 'padding'),
+    (_pool((1, 3, 3, 1), base=(1, 2, 1, 1)), 'base_dilation'),
+    (
+      lambda x: {'map': jax.lax.sort(x.astype('float32'))},
+      'sort has no translation',
+    ),
+  ],
+)
+def test_what_onnx_cannot_say_is_refused(function, message, tmp_path):
+  pytest.importorskip('onnx', reason='the extra onnx is not installed')
+  path = tmp_path / 'model.onnx'
+  with pytest.raises(onnx_writer.UnknownPrimitiveError, match=message):
+    onnx_writer.write(str(path), function, (8, 8, 4), {})
+  assert not path.exists()
+
+
+def test_the_values_of_top_k_are_translated(tmp_path):
+  pytest.importorskip('onnx', reason='the extra onnx is not installed')
+  onnxruntime = pytest.importorskip('onnxruntime')
+  path = str(tmp_path / 'model.onnx')
+
+  def function(images):
+    return {'top': jax.lax.top_k(images.astype('float32'), 2)[0]}
+
+  onnx_writer.write(path, function, (3, 5, 4), {})
+  images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4), np.uint8)
+  session = onnxruntime.InferenceSession(path)
+  np.testing.assert_array_equal(
+    session.run(['top'], {'images': images})[0], function(images)['top']
+  )

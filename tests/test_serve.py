@@ -22,6 +22,7 @@ pytest.importorskip('uvicorn', reason='the extra serve is not installed')
 httpx = pytest.importorskip('httpx2', reason='httpx2 is not installed')
 
 from dmdd_jax.serve import app as serve_app  # noqa: E402
+from dmdd_jax.serve import batching  # noqa: E402
 from dmdd_jax.serve import load  # noqa: E402
 from dmdd_jax.serve import models as serve_models  # noqa: E402
 
@@ -207,7 +208,7 @@ def test_a_worker_that_has_ended_is_not_healthy(monkeypatch):
   async def ended(self):
     pass
 
-  monkeypatch.setattr(serve_models.Batcher, 'work', ended)
+  monkeypatch.setattr(batching.Batcher, 'work', ended)
   with serving() as address:
     answer = httpx.get(f'{address}/healthz', timeout=60)
   assert answer.status_code == 503 and 'log' in answer.json()['detail']

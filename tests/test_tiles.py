@@ -4,11 +4,13 @@ import json
 import pathlib
 import tracemalloc
 
+import jax
 import model_helpers
 import numpy as np
 from PIL import Image
 import program_helpers
 import pytest
+from scipy import ndimage
 
 from dmdd_jax import predict
 from dmdd_jax import run as run_lib
@@ -277,3 +279,28 @@ def test_a_run_on_tiles_from_training_to_prediction(tmp_path):
     if image.samefile(tmp_path / 'data' / scored['file'])
   )
   assert row['score'] == pytest.approx(scored['score'], rel=1e-4)
+
+
+@pytest.mark.parametrize('sigma', [0.0, 1.5])
+@pytest.mark.parametrize('top', [1, 100, 10**6])
+def test_joined_tiles_are_scored_as_whole_images_are(sigma, top):
+  """The same arrays give the same numbers, and those of the definition."""
+  rng = np.random.default_rng(0)
+  raw = score_lib.Raw(*rng.random((3, 2, 40, 56), np.float32))
+  options = _config(32, 0).eval
+  options.update({'smoothing_sigma': sigma, 'score_top_pixels': top})
+  joined = score_lib.make_score_step(options)(FUSION, raw)
+  whole = jax.jit(lambda raw: score_lib.score(options, FUSION, raw))(raw)
+  for name, value in vars(joined).items():
+    np.testing.assert_allclose(value, getattr(whole, name), rtol=1e-6)
+  probability, distance = (
+    np.stack([ndimage.gaussian_filter(m, sigma) if sigma else m for m in maps])
+    for maps in (raw.probability, raw.distance)
+  )
+  np.testing.assert_allclose(
+    joined.map, FUSION(probability, distance), rtol=1e-4, atol=1e-5
+  )
+  flat = np.sort(FUSION.score_map(probability, distance).reshape(2, -1))
+  np.testing.assert_allclose(
+    joined.image_score, flat[:, -top:].mean(axis=1), rtol=1e-4
+  )

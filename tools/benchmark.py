@@ -17,6 +17,7 @@ from absl import flags
 
 from dmdd_jax import cli
 from dmdd_jax import storage
+from dmdd_jax.benchmark import measure
 from dmdd_jax.benchmark import suites
 from dmdd_jax.metrics import results
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     run_all(argv[0])
     return
   cli.use_compilation_cache()
-  options = suites.Options(
+  options = measure.Options(
     _REPEATS.value, _SIZE.value, _TORCH.value, _PICTURES.value
   )
   report = suites.run(_SUITE.value, options)

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from dmdd_jax.benchmark import measure
-from dmdd_jax.benchmark import suites
+from dmdd_jax.benchmark import metrics
+from dmdd_jax.benchmark import train_step
 
 BATCHES = (2, 4, 8, 16)
 SIZES = (64, 128, 192, 256)
@@ -41,8 +42,8 @@ def step_seconds(
   """Median, lowest and highest seconds of a distillation step."""
   from dmdd_jax import sharding
 
-  options = suites.Options(repeats, size)
-  bench = suites.TrainBench(options, batch_size=batch_size, devices=devices)
+  options = measure.Options(repeats, size)
+  bench = train_step.TrainBench(options, batch_size=batch_size, devices=devices)
   rng = np.random.default_rng(0)
   shape = (batch_size, size, size)
   batch = {
@@ -99,7 +100,7 @@ def synthetic_test_set(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
   Copies are raised by a little, so that their scores are others.
   """
-  base_maps, base_masks = suites.fake_test_set(100, size)
+  base_maps, base_masks = metrics.fake_test_set(100, size)
   rows = np.arange(count) % 100
   maps, masks = base_maps[rows], base_masks[rows]
   maps += np.float32(1e-3) * np.arange(count, dtype=np.float32)[:, None, None]
@@ -153,7 +154,7 @@ def _evaluation(count: int, size: int) -> tuple[float, int, int]:
   return seconds[0], added, maps.nbytes + masks.nbytes
 
 
-def run(options: suites.Options) -> list[measure.Figure]:
+def run(options: measure.Options) -> list[measure.Figure]:
   """Measures all of it and writes the plots to `options.pictures`."""
   repeats, size = min(options.repeats, 3), options.size
   half = size // 2

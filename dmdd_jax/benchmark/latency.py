@@ -29,11 +29,13 @@ import numpy as np
 from PIL import Image
 
 from dmdd_jax import predict
+from dmdd_jax.benchmark import common
 from dmdd_jax.benchmark import measure
-from dmdd_jax.benchmark import suites
 from dmdd_jax.data import surfaces
 from dmdd_jax.export import loader
 from dmdd_jax.export import onnx_loader
+from dmdd_jax.export import program as program_lib
+from dmdd_jax.export import stablehlo
 from dmdd_jax.export import write as export_lib
 from dmdd_jax.models import dmdd
 from dmdd_jax.scoring import calibration
@@ -56,7 +58,7 @@ class Measured:
   seconds: measure.Seconds
 
 
-def run(options: suites.Options) -> list[measure.Figure]:
+def run(options: measure.Options) -> list[measure.Figure]:
   """Measures every path whose extra is installed; the others are named."""
   inspector, state = _model(options.size)
   trained = export_lib.describe(inspector, state, teacher_fingerprint='')
@@ -70,7 +72,7 @@ def run(options: suites.Options) -> list[measure.Figure]:
   figures = _figures('jit', jit, floor, 'the teacher alone', limit)
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, 'model.dmdd')
-    export_lib.write_stablehlo(trained, path)
+    stablehlo.write_stablehlo(trained, path)
     found = measure_path(loader.load(path), images, options.repeats)
     figures += _figures('StableHLO', found, jit, 'jit', limit)
     if _installed('onnx', 'onnxruntime'):
@@ -112,7 +114,7 @@ def missing(path: str, extra: str) -> measure.Figure:
 
 def _model(size: int) -> tuple[predict.Inspector, train_state.TrainState]:
   """A model that nobody trained."""
-  config = suites.bench_config(size)
+  config = common.bench_config(size)
   state = train_state.create(
     config, dmdd.from_config(config), jax.random.key(0)
   )
@@ -121,7 +123,7 @@ def _model(size: int) -> tuple[predict.Inspector, train_state.TrainState]:
 
 
 def _jitted(
-  trained: export_lib.Trained, image: np.ndarray
+  trained: program_lib.Trained, image: np.ndarray
 ) -> tuple[Callable[[np.ndarray], Any], float]:
   """The jitted function of images, and its FLOPs for one."""
   weights, whole = jax.device_put(trained.weights), jax.jit(trained.function)
@@ -214,7 +216,10 @@ def measure_server(
   with _serving(app) as url:
 
     def ask(requests: int, clients: int) -> dict[str, Any]:
-      command = [sys.executable, os.path.join(_ROOT, 'tools', 'serve_load.py')]
+      command = [
+        sys.executable,
+        os.path.join(measure.ROOT, 'tools', 'serve_load.py'),
+      ]
       command += [
         f'--url={url}/v1/inspect',
         f'--image={path}',
@@ -260,6 +265,3 @@ def _serving(app: Any) -> Iterator[str]:
     finally:
       server.should_exit = True
       thread.join()
-
-
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

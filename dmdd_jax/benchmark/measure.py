@@ -29,6 +29,27 @@ from typing import Any
 
 import numpy as np
 
+# Of the repository.
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), '../..'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to measure.
+
+  Attributes:
+    repeats: of each measurement.
+    size: side of the images, in pixels.
+    torch_python: a Python that has torch, for the peer of the train suite; by
+      default this one, if it has it.
+    pictures: folder for the plots of the growth suite.
+  """
+
+  repeats: int = 5
+  size: int = 256
+  torch_python: str = ''
+  pictures: str = 'docs'
+
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:

@@ -11,12 +11,13 @@ Synopsis:
 """
 
 import json
-import math
 import os
 
 import jax
 from jax import export as jax_export
 import numpy as np
+
+from dmdd_jax import verdict as verdict_lib
 
 FORMAT = 'dmdd_jax stablehlo 1'
 FUNCTION, METADATA = '__function__', '__metadata__'
@@ -76,12 +77,7 @@ class Model:
     Raises:
       ValueError: the score is not finite.
     """
-    threshold = self.metadata['image_threshold']
-    if threshold is None:
-      return 'uncalibrated'
-    if not math.isfinite(score):
-      raise ValueError(f'there is no verdict on the score {score}')
-    return 'defective' if score >= threshold else 'good'
+    return verdict_lib.verdict(score, self.metadata['image_threshold'])
 
 
 def load(path: str | os.PathLike) -> Model:

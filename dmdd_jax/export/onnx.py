@@ -14,7 +14,7 @@ Synopsis:
 from collections.abc import Callable, Mapping, Sequence
 import json
 import string
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax import export as jax_export
@@ -57,11 +57,11 @@ def write(
   spec = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
   closed, outputs = jax.make_jaxpr(function, return_shape=True)(spec)
   graph = _Graph(onnx)
-  found = graph.run(closed.jaxpr, closed.consts, ['images'])
+  values = graph.run(closed.jaxpr, closed.consts, ['images'])
   names = [
     path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(outputs)
   ]
-  for name, value in zip(names, found, strict=True):
+  for name, value in zip(names, values, strict=True):
     graph.add('Identity', [value], outputs=[name])
   model = onnx.helper.make_model(
     onnx.helper.make_graph(
@@ -116,12 +116,17 @@ class _Graph:
     def value(atom: Any) -> Value:
       if isinstance(atom, jax_core.Literal):
         return np.asarray(atom.val)
+      if values[atom] is None:
+        raise UnknownPrimitiveError(
+          "top_k's indices are read, and only its values have a translation to"
+          ' ONNX in dmdd_jax/export/onnx.py; use --format=stablehlo'
+        )
       return values[atom]
 
     for equation in jaxpr.eqns:
       arguments = [value(atom) for atom in equation.invars]
-      found = self._translate(equation, arguments)
-      values |= zip(equation.outvars, found, strict=True)
+      results = self._translate(equation, arguments)
+      values |= zip(equation.outvars, results, strict=True)
     return [value(atom) for atom in jaxpr.outvars]
 
   def add(
@@ -162,7 +167,9 @@ class _Graph:
     self.constants.append(self._onnx.numpy_helper.from_array(array, name))
     return name
 
-  def _translate(self, equation: Any, inputs: list[Value]) -> list[Value]:
+  def _translate(
+    self, equation: Any, inputs: list[Value]
+  ) -> list[Value | None]:
     """The values of an equation's outputs."""
     name, parameters = equation.primitive.name, equation.params
     if name in _CALLS:
@@ -173,9 +180,9 @@ class _Graph:
     if name == 'broadcast_in_dim':
       return [_broadcast(self, equation, inputs[0])]
     if not any(isinstance(value, str) for value in inputs):
-      found = equation.primitive.bind(*inputs, **parameters)
-      found = found if equation.primitive.multiple_results else [found]
-      return [np.asarray(x) for x in found]
+      values = equation.primitive.bind(*inputs, **parameters)
+      values = values if equation.primitive.multiple_results else [values]
+      return [np.asarray(value) for value in values]
     if name in _ELEMENTWISE:
       return [self.add(_ELEMENTWISE[name], inputs)]
     if name not in _TRANSLATIONS:
@@ -183,9 +190,9 @@ class _Graph:
         f'{name} has no translation to ONNX in dmdd_jax/export/onnx.py; use'
         ' --format=stablehlo'
       )
-    found = _TRANSLATIONS[name](self, equation, inputs)
-    # top_k: nobody here reads the indices.
-    return [found] + [np.empty(0)] * (len(equation.outvars) - 1)
+    output = _TRANSLATIONS[name](self, equation, inputs)
+    # Only top_k has more outputs; `run` refuses where they are read.
+    return [output] + [None] * (len(equation.outvars) - 1)
 
 
 # What runs a function once and as it is, and which parameter that is.
@@ -209,6 +216,15 @@ _ELEMENTWISE = {
   'sqrt': 'Sqrt',
   'sub': 'Sub',
 }
+
+
+def _refuse(equation: Any, *parameters: str) -> NoReturn:
+  """Raises UnknownPrimitiveError naming a primitive and its parameters."""
+  values = ', '.join(f'{name}={equation.params[name]}' for name in parameters)
+  raise UnknownPrimitiveError(
+    f'{equation.primitive.name} with {values} has no translation to ONNX in'
+    ' dmdd_jax/export/onnx.py; use --format=stablehlo'
+  )
 
 
 def _sizes(shape: Sequence[Any], batch: int) -> np.ndarray:
@@ -253,7 +269,7 @@ def _convolution(graph: _Graph, equation: Any, inputs: list[Value]) -> str:
     or set(parameters['lhs_dilation']) != {1}
     or parameters['batch_group_count'] != 1
   ):
-    raise UnknownPrimitiveError('only a plain convolution is translated')
+    _refuse(equation, 'lhs_dilation', 'batch_group_count')
   x = graph.add('Transpose', [x], perm=list(numbers.lhs_spec))
   x = graph.add(
     'Conv',
@@ -268,7 +284,15 @@ def _convolution(graph: _Graph, equation: Any, inputs: list[Value]) -> str:
 
 
 def _max_pool(graph: _Graph, equation: Any, inputs: list[Value]) -> str:
+  """Over height and width of an NHWC array alone."""
   parameters = equation.params
+  sides = ('window_dimensions', 'window_strides', 'window_dilation')
+  for name in (*sides, 'base_dilation', 'padding'):
+    value = parameters[name]
+    plain = (0, 0) if name == 'padding' else 1
+    outer = value if name == 'base_dilation' else (value[0], *value[3:])
+    if len(value) != 4 or any(item != plain for item in outer):
+      _refuse(equation, name)
   x = graph.add('Transpose', inputs, perm=[0, 3, 1, 2])
   x = graph.add(
     'MaxPool',
@@ -336,17 +360,37 @@ def _gather(graph: _Graph, equation: Any, inputs: list[Value]) -> str:
     or index.size != 1
     or tuple(axes) != tuple(numbers.collapsed_slice_dims)
   ):
-    raise UnknownPrimitiveError('only an index along one axis is translated')
+    _refuse(equation, 'dimension_numbers')
+  slices = list(equation.params['slice_sizes'])
+  size = equation.invars[0].aval.shape
+  whole = all(
+    isinstance(length, str)
+    or slices[i] == length
+    or not isinstance(length, int)
+    for i, length in enumerate(size)
+    if i != axes[0]
+  )
+  if (
+    slices[axes[0]] != 1
+    or not whole
+    or getattr(numbers, 'operand_batching_dims', ())
+  ):
+    _refuse(equation, 'slice_sizes')
   return graph.add(
     'Gather', [inputs[0], index.reshape(()).astype(np.int64)], axis=axes[0]
   )
 
 
 def _slice(graph: _Graph, equation: Any, inputs: list[Value]) -> str:
+  """Of any axes but the batch, which is always taken whole."""
   parameters = equation.params
   size = equation.invars[0].aval.shape
   axes = [i for i, length in enumerate(size) if isinstance(length, int)]
   strides = parameters['strides'] or (1,) * len(size)
+  for i, length in enumerate(size):
+    bounds = parameters['start_indices'][i], parameters['limit_indices'][i]
+    if i not in axes and (bounds != (0, length) or strides[i] != 1):
+      _refuse(equation, 'start_indices', 'limit_indices', 'strides')
   parts = (parameters['start_indices'], parameters['limit_indices'])
   arrays = [np.array([part[i] for i in axes], np.int64) for part in parts]
   steps = np.array([strides[i] for i in axes], np.int64)

@@ -13,8 +13,6 @@ Synopsis:
 
 from collections.abc import Callable, Sequence
 import contextlib
-import dataclasses
-import json
 import math
 import os
 from typing import Any
@@ -22,7 +20,6 @@ from typing import Any
 from absl import logging
 from flax import traverse_util
 import jax
-from jax import export as jax_export
 import numpy as np
 
 from dmdd_jax import predict
@@ -35,38 +32,20 @@ from dmdd_jax.data import tiles
 from dmdd_jax.export import loader
 from dmdd_jax.export import onnx as onnx_writer
 from dmdd_jax.export import onnx_loader
+from dmdd_jax.export import program as program_lib
+from dmdd_jax.export import stablehlo
 from dmdd_jax.models import dmdd
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.scoring import trained as trained_lib
 from dmdd_jax.training import train_state
 
 FORMATS = ('stablehlo', 'onnx')
-PLATFORMS = ('cpu', 'cuda', 'tpu')
 # Of scores and maps: of the checkpoint's value where that is above 1.
 TOLERANCE = 1e-4
 _IMAGES = 8
 
 # Prepared uint8 images (N, S, S, 3) in, scores (N,) and maps (N, S, S) out.
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-class ExportError(ValueError):
-  """No file can give what the checkpoint gives; nothing is written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """What is exported.
-
-  Attributes:
-    function: (weights, uint8 images (N, S, S, 3)) -> {'score', 'map'}.
-    weights: of the function, by name.
-    metadata: what a file says of itself.
-  """
-
-  function: Callable[..., dict[str, jax.Array]]
-  weights: dict[str, np.ndarray]
-  metadata: dict[str, Any]
 
 
 def export(
@@ -100,7 +79,7 @@ def export(
     )
   config, state, calibration, meta = trained_lib.load_workdir(workdir, step)
   if len(tiles.make_grid(config.data)) > 1:
-    raise ExportError(
+    raise program_lib.ExportError(
       f'config.data.tile_size is {config.data.tile_size}: a model of tiles'
       f' cannot be exported. Serve the folder itself (tools/serve.py --workdir'
       f' {os.fspath(workdir)}), or train with config.data.tile_size = 0.'
@@ -110,25 +89,25 @@ def export(
     for path in _comparison_files(config, images)
   ]
   inspector = predict.Inspector(config, state, calibration)
-  trained = describe(inspector, state, meta['teacher_fingerprint'])
+  program = describe(inspector, state, meta['teacher_fingerprint'])
   write, read = {
-    'stablehlo': (write_stablehlo, loader.load),
-    'onnx': (write_onnx, onnx_loader.load),
+    'stablehlo': (stablehlo.write, loader.load),
+    'onnx': (_write_onnx, onnx_loader.load),
   }[file_format]
   output = os.path.abspath(output)
   os.makedirs(os.path.dirname(output), exist_ok=True)
   partial = f'{output}.partial'
   try:
-    write(trained, partial)
+    write(program, partial)
     verified = compare(inspector, read(partial), pictures)
-    trained.metadata['verified'] = verified
-    write(trained, partial)
+    program.metadata['verified'] = verified
+    write(program, partial)
     os.replace(partial, output)
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.remove(partial)
   logging.info('%s equals the checkpoint: %s', output, verified)
-  return trained.metadata
+  return program.metadata
 
 
 def compare(
@@ -163,7 +142,7 @@ def compare(
         difference = float(np.max(np.abs(found - wanted)))
         allowed = TOLERANCE * max(1.0, float(np.max(np.abs(wanted))))
         if not difference <= allowed:  # NaN is above, too.
-          raise ExportError(
+          raise program_lib.ExportError(
             f'the {name} of image {index} in a batch of {count} differs from'
             f" the checkpoint's by {difference:.3g}; at most {allowed:.3g} is"
             ' allowed. Nothing was written.'
@@ -182,7 +161,7 @@ def describe(
   inspector: predict.Inspector,
   state: train_state.TrainState,
   teacher_fingerprint: str,
-) -> Trained:
+) -> program_lib.Program:
   """The function of a checkpoint, its weights, and what is said of it."""
   config, calibration = inspector.config, inspector.calibration
   # Where there is no gradient, nothing is computed again for one.
@@ -225,62 +204,34 @@ def describe(
       'score': 'float32 (batch,), higher is more anomalous',
       'map': f'float32 (batch, {side}, {side}), higher is more anomalous',
     },
-    'image_threshold': _finite(calibration.image_threshold),
-    'pixel_threshold': _finite(calibration.pixel_threshold),
+    'image_threshold': _or_none(calibration.image_threshold),
+    'pixel_threshold': _or_none(calibration.pixel_threshold),
     'calibration_images': calibration.images,
     'teacher_fingerprint': teacher_fingerprint,
     'versions': provenance.versions(),
     'git_revision': provenance.git_revision(),
   }
   weights = traverse_util.flatten_dict(variables, sep='/')
-  return Trained(function, weights, metadata)
+  return program_lib.Program(function, weights, metadata)
 
 
-def write_stablehlo(trained: Trained, path: str) -> None:
-  """Writes function, weights and metadata as one archive of numpy arrays."""
-  (batch,) = jax_export.symbolic_shape('batch')
-  weights = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trained.weights
-  )
-  shape = (batch, *trained.metadata['input']['shape'][1:])
-  function = jax_export.export(jax.jit(trained.function), platforms=PLATFORMS)(
-    weights, jax.ShapeDtypeStruct(shape, np.uint8)
-  )
-  metadata = {
-    'format': loader.FORMAT,
-    'platforms': list(PLATFORMS),
-    'calling_convention': function.calling_convention_version,
-    **trained.metadata,
-  }
-  document = json.dumps(metadata, allow_nan=False).encode()
-  with open(path, 'wb') as file:  # numpy would append .npz to a name.
-    np.savez(
-      file,
-      **{
-        loader.METADATA: np.frombuffer(document, np.uint8),
-        loader.FUNCTION: np.frombuffer(function.serialize(), np.uint8),
-      },
-      **trained.weights,
-    )
-
-
-def write_onnx(trained: Trained, path: str) -> None:
+def _write_onnx(program: program_lib.Program, path: str) -> None:
   """Writes an ONNX model; nested metadata are JSON in its properties."""
-  if trained.metadata['dtype'] != 'float32':
-    raise ExportError(
-      f'config.dtype is {trained.metadata["dtype"]!r}; ONNX is written for'
+  if program.metadata['dtype'] != 'float32':
+    raise program_lib.ExportError(
+      f'config.dtype is {program.metadata["dtype"]!r}; ONNX is written for'
       ' float32 alone. Use --format=stablehlo.'
     )
   onnx_writer.write(
     path,
-    lambda images: trained.function(trained.weights, images),
-    trained.metadata['input']['shape'][1:],
-    trained.metadata,
+    lambda images: program.function(program.weights, images),
+    program.metadata['input']['shape'][1:],
+    program.metadata,
   )
 
 
-def _finite(value: float) -> float | None:
-  """JSON has no NaN."""
+def _or_none(value: float) -> float | None:
+  """A threshold, None where it is NaN: JSON has no NaN."""
   return value if math.isfinite(value) else None
 
 

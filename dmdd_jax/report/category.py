@@ -18,6 +18,7 @@ from typing import Any
 from absl import logging
 
 from dmdd_jax import storage
+from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.report import archive as archive_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.training import scalars as scalars_lib
@@ -60,12 +61,12 @@ class Category:
   @property
   def missed(self) -> int:
     """Defective images that were called good."""
-    return self.count(1, calibration_lib.GOOD)
+    return self.count(1, verdict_lib.GOOD)
 
   @property
   def alarms(self) -> int:
     """Good images that were called defective."""
-    return self.count(0, calibration_lib.DEFECTIVE)
+    return self.count(0, verdict_lib.DEFECTIVE)
 
 
 def find_folders(workdir: str | os.PathLike) -> list[str]:

@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 from scipy import special
 
+from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import steps
@@ -34,7 +35,6 @@ _SCALE_QUANTILE = 0.999
 _MIN_HEAD_SCALE = 0.2
 # Of fewer scores a deviation says nothing.
 _MIN_FOR_INTERVAL = 4
-DEFECTIVE, GOOD, UNKNOWN = 'defective', 'good', 'uncalibrated'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +57,8 @@ class Calibration:
   images: int
 
   def verdict(self, score: float) -> str:
-    """What an image's score means: one of DEFECTIVE, GOOD, UNKNOWN.
-
-    Raises:
-      ValueError: the score is not finite.
-    """
-    if math.isnan(self.image_threshold):
-      return UNKNOWN
-    if not math.isfinite(score):
-      raise ValueError(
-        f'an image has the score {score}, on which there is no verdict: the'
-        ' weights are damaged, or config.dtype is too narrow for them'
-      )
-    return DEFECTIVE if score >= self.image_threshold else GOOD
+    """See `verdict.verdict`."""
+    return verdict_lib.verdict(score, self.image_threshold)
 
   def scaled(self, score: float) -> float:
     """How far above the threshold a score is, in spreads of normal scores.

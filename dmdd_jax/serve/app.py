@@ -1,7 +1,7 @@
 """An HTTP server and a live page over trained models.
 
 Concurrent requests are answered together: while the device works, what
-arrives waits, and all of it (up to a batch) is the next call (models.py).
+arrives waits, and all of it (up to a batch) is the next call (batching.py).
 
 Synopsis:
 
@@ -39,6 +39,7 @@ import uvicorn
 
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
+from dmdd_jax.serve import batching
 from dmdd_jax.serve import models as serve_models
 
 PAGE = os.path.join(os.path.dirname(__file__), 'page.html')
@@ -158,7 +159,7 @@ class Service:
       min(_DECODERS, os.cpu_count() or 1)
     )
     self.batchers = {
-      model.category: serve_models.Batcher(
+      model.category: batching.Batcher(
         model, self._device, self.metrics.batches.observe
       )
       for model in models
@@ -199,7 +200,7 @@ class Service:
         {'WWW-Authenticate': 'Bearer'},
       )
 
-  def batcher(self, category: str | None) -> serve_models.Batcher:
+  def batcher(self, category: str | None) -> batching.Batcher:
     """Of a category; with one model it need not be named."""
     if category is None and len(self.batchers) == 1:
       return next(iter(self.batchers.values()))
@@ -260,7 +261,7 @@ class Service:
 
   def _admit(
     self, request: requests.Request, category: str | None
-  ) -> tuple[serve_models.Batcher, bool]:
+  ) -> tuple[batching.Batcher, bool]:
     """What can be refused by the headers; whether the body is JSON."""
     self.authorize(request)
     if self.waiting >= self.limits.waiting:

@@ -1,4 +1,4 @@
-"""What is served: trained models, and the batches their requests share.
+"""What is served: trained models, from folders and exported files.
 
 A model is the folder of a trained category, or a file of tools/export.py; an
 .onnx file needs neither jax nor Flax. Nothing here knows of HTTP.
@@ -6,22 +6,17 @@ A model is the folder of a trained category, or a file of tools/export.py; an
 Synopsis:
 
   model = serve_models.open_model('runs/mvtec/screw')
-  batcher = serve_models.Batcher(model, device_thread)
-  worker = asyncio.create_task(batcher.work())
-  score, anomaly_map = await batcher.inspect(image)
+  scores, maps = model.run(images)  # uint8 (N, S, S, 3)
 """
 
-import asyncio
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Callable
 import dataclasses
-import math
 import os
 from typing import Any
 
-from absl import logging
 import numpy as np
 
+from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.export import onnx_loader
 
 _BATCH = 16  # Of exported files; a checkpoint has its own.
@@ -53,16 +48,8 @@ class Model:
   source: str
 
   def verdict(self, score: float) -> str:
-    """'defective' (score >= threshold), 'good', or 'uncalibrated'.
-
-    Raises:
-      ValueError: the score is not finite.
-    """
-    if self.image_threshold is None:
-      return 'uncalibrated'
-    if not math.isfinite(score):
-      raise ValueError(f'there is no verdict on the score {score}')
-    return 'defective' if score >= self.image_threshold else 'good'
+    """See `verdict.verdict`."""
+    return verdict_lib.verdict(score, self.image_threshold)
 
 
 class ModelError(RuntimeError):
@@ -109,8 +96,8 @@ def from_inspector(inspector: Any, source: str) -> Model:
     category=inspector.config.data.category,
     image_size=inspector.config.data.image_size,
     batch_size=inspector.batch_size,
-    image_threshold=_finite(calibration.image_threshold),
-    pixel_threshold=_finite(calibration.pixel_threshold),
+    image_threshold=_or_none(calibration.image_threshold),
+    pixel_threshold=_or_none(calibration.pixel_threshold),
     run=run,
     source=source,
   )
@@ -147,72 +134,6 @@ def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
   )
 
 
-def _finite(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
+  """A threshold, None where it is NaN: nothing was calibrated."""
   return float(value) if np.isfinite(value) else None
-
-
-class Batcher:
-  """Runs what waits for one model, together, on the device's thread."""
-
-  def __init__(
-    self,
-    model: Model,
-    device: concurrent.futures.Executor,
-    observe: Callable[[int], Any] = lambda images: None,
-  ):
-    """Makes an empty queue.
-
-    Args:
-      model: what runs.
-      device: its one thread runs one batch at a time, of all models.
-      observe: is called with the number of images of each batch.
-    """
-    self.model = model
-    self._device, self._observe = device, observe
-    self._waiting: asyncio.Queue = asyncio.Queue()
-
-  async def inspect(self, image: np.ndarray) -> tuple[float, np.ndarray]:
-    """Score and map (S, S) of a prepared image, uint8 (S, S, 3).
-
-    Raises:
-      ModelError: the model failed, or gave what is not finite.
-    """
-    answer = asyncio.get_running_loop().create_future()
-    await self._waiting.put((image, answer))
-    return await answer
-
-  async def work(self) -> None:
-    """Serves until it is cancelled."""
-    while True:
-      batch = [await self._waiting.get()]
-      while len(batch) < self.model.batch_size and not self._waiting.empty():
-        batch.append(self._waiting.get_nowait())
-      try:
-        found = await self._run([image for image, _ in batch])
-      except Exception:  # One bad call must not end the service.
-        logging.exception('%s: inference failed', self.model.source)
-        found = [None] * len(batch)
-      for (_, answer), result in zip(batch, found, strict=True):
-        if answer.done():
-          continue  # The client has gone.
-        if result is None:
-          answer.set_exception(ModelError('the model failed; see the log'))
-        else:
-          answer.set_result(result)
-
-  async def _run(
-    self, images: Sequence[np.ndarray]
-  ) -> list[tuple[float, np.ndarray] | None]:
-    """Score and map of each image; None where they are not finite."""
-    self._observe(len(images))
-    scores, maps = await asyncio.get_running_loop().run_in_executor(
-      self._device, self.model.run, np.stack(images)
-    )
-    found = []
-    for _, score, values in zip(images, scores, maps, strict=True):
-      if np.isfinite(score) and np.isfinite(values).all():
-        found.append((float(score), values))
-      else:
-        logging.error('%s: a score or map is not finite', self.model.source)
-        found.append(None)
-    return found
