@@ -13,7 +13,7 @@ Synopsis:
     ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import shutil
@@ -92,3 +92,9 @@ def write_text(name: str | os.PathLike, text: str) -> None:
   """Writes a text file in UTF-8, its line ends as they are."""
   with writing(name) as file:
     file.write(text.encode())
+
+
+def write_texts(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
+  """Writes text files, {name: text}, into a folder, which is made."""
+  for name, text in texts.items():
+    write_text(os.path.join(folder, name), text)

@@ -19,6 +19,7 @@ from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import record_writer
 from tensorboard.util import tensor_util
 
+from dmdd_jax import storage
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
@@ -70,7 +71,9 @@ def make_category(folder, name='toy', good=4, defective=4, **changes):
     found = results_lib.compute(store, None, scores, labels)
     found |= {'maps_mean': {}, 'at_threshold': {}, 'category': name}
     found |= {'calibration': calibration.to_dict(), 'step': 7, **changes}
-    results_lib.write_json(os.path.join(folder, 'results.json'), found)
+    storage.write_text(
+      os.path.join(folder, 'results.json'), results_lib.format_json(found)
+    )
     archive_lib.write(
       folder,
       '/data',

@@ -92,7 +92,7 @@ def test_tables_and_a_report_of_what_is_there(bucket):
   workdir = 'gs://bucket/run'
   run_lib._make_workdir(workdir)
   rows = {name: test_report.make_category(f'{workdir}/{name}') for name in 'ab'}
-  results_lib.write_tables(rows, workdir)
+  storage.write_texts(workdir, results_lib.format_tables(rows))
   writer = event_file_writer.EventFileWriter(str(bucket / 'run/a'))
   summary = summary_pb2.Summary()
   summary.value.add(tag='train/loss', simple_value=2.5)
@@ -123,7 +123,7 @@ def test_a_finished_category_and_a_fault(bucket, monkeypatch):
   config, folder = program_helpers.tiny_run(''), 'gs://bucket/run/surface'
   assert run_lib.read_finished(config, folder) is None
   results = {'config': config.to_dict(), 'step': 6}
-  results_lib.write_json(f'{folder}/results.json', results)
+  storage.write_text(f'{folder}/results.json', results_lib.format_json(results))
   assert run_lib.read_finished(config, folder)['step'] == 6
   # TensorStore, which is not epath, writes checkpoints.
   for name in ('open_manager', 'save', 'close'):
