@@ -224,7 +224,7 @@ def test_defect_image_without_mask(root):
 
 def test_all_defect_images_without_masks_are_counted(root):
   (root / 'nut/ground_truth').rename(root / 'nut/truth')
-  with pytest.raises(FileNotFoundError, match='holds for 2 more: scratch/000'):
+  with pytest.raises(FileNotFoundError, match='So do 2 more: scratch/000'):
     layouts.list_mvtec(root, 'nut')
 
 

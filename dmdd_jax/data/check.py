@@ -279,9 +279,7 @@ def _layout_faults(
   """Missing and empty folders, and files and folders that are not read."""
   faults = []
   if 'train/good' not in images:
-    faults.append(
-      f'{os.path.join(folder, "train/good")}: the folder is missing'
-    )
+    faults.append(f'{os.path.join(folder, "train/good")}: there is no folder')
   for name, paths in images.items():
     if not paths:
       faults.append(f'{os.path.join(folder, name)}: there is no image in it')

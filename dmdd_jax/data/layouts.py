@@ -346,7 +346,7 @@ def _category_folder(root: str, category: str) -> str:
   if category and os.path.isdir(folder):
     return folder
   if categories:
-    hint = f'The categories are: {", ".join(categories)}.'
+    hint = f'The categories there are: {", ".join(categories)}.'
   elif os.path.isdir(os.path.join(root, 'train', records_lib.GOOD)):
     hint = (
       f'This folder is itself a category: set --config.data.root to '
