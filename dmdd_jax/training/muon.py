@@ -2,9 +2,10 @@
 
 The update is that of `optax.contrib.muon`, with less than half the operations.
 A kernel of 3 x 3 x 256 x 256 is a matrix M of 2304 x 256. Each iteration
-multiplies it by a polynomial of M'M, which is only 256 x 256. So the polynomials
-are multiplied with each other first, and M is multiplied once by their product.
-This is Gram Newton-Schulz (Dao-AILab); docs/performance.md has the time saved.
+multiplies it by a polynomial of M'M, which is only 256 x 256. So the
+polynomials are multiplied with each other first, and M is multiplied once by
+their product. This is Gram Newton-Schulz (Dao-AILab); docs/performance.md has
+the time saved.
 
 The state has the keys of optax's, so checkpoints of either load with the other.
 
