@@ -397,7 +397,7 @@ def test_root_missing(tmp_path):
     layouts.list_mvtec(tmp_path / 'nowhere', 'nut')
   text = str(error.value)
   assert str(tmp_path / 'nowhere') in text
-  assert 'found nothing' in text and '--config.data.mvtec' in text
+  assert 'found nothing' in text and '--config.data.root' in text
 
 
 def test_root_is_a_file(tmp_path):
@@ -426,7 +426,7 @@ def test_category_missing_among_none(tmp_path):
 def test_root_one_folder_too_deep(mvtec, category):
   with pytest.raises(files.MissingDataError) as error:
     layouts.list_mvtec(mvtec / 'nut', category)
-  assert f'set --config.data.mvtec to {mvtec} and' in str(error.value)
+  assert f'set --config.data.root to {mvtec} and' in str(error.value)
 
 
 def test_train_good_missing(mvtec):
