@@ -3,7 +3,7 @@
 Synopsis:
 
   rows = evaluate_maps.evaluate_maps('submission', 'data/mvtec')
-  print(results.write_tables(rows, 'out'))
+  print(results.format_table(rows))
 """
 
 from collections.abc import Sequence

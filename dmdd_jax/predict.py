@@ -328,14 +328,14 @@ def _write_predictions(
   table.writerows(rows)
   path = os.path.join(output, 'predictions.csv')
   storage.write_text(path, text.getvalue())
-  results_lib.write_json(
-    os.path.join(output, 'predictions.json'),
-    {
-      'category': inspector.config.data.category,
-      'step': inspector.step,
-      'calibration': inspector.calibration.to_dict(),
-      'predictions': list(rows),
-      'failed': failed,
-    },
+  document = {
+    'category': inspector.config.data.category,
+    'step': inspector.step,
+    'calibration': inspector.calibration.to_dict(),
+    'predictions': list(rows),
+    'failed': failed,
+  }
+  storage.write_text(
+    os.path.join(output, 'predictions.json'), results_lib.format_json(document)
   )
   return path

@@ -167,9 +167,10 @@ def _write_tables(
   # Again where another group has ended meanwhile, and may have written before.
   written: Set[str] = set()
   while written != (found := _finished(config, rows, workdir)).keys():
-    table = results_lib.write_tables(found, workdir)
+    tables = results_lib.format_tables(found)
+    storage.write_texts(workdir, tables)
     written = found.keys()
-  return table
+  return tables['results.md']
 
 
 def _finished(
@@ -350,7 +351,7 @@ def _evaluate(
   )
   if writes:
     path = os.path.join(output, 'results.json')
-    results_lib.write_json(path, results)
+    storage.write_text(path, results_lib.format_json(results))
     logging.info('results in %s', path)
   return results
 
@@ -418,6 +419,7 @@ def evaluate_run(
     targets.append(target)
   if jax.process_index():
     return results_lib.format_table(rows)
-  table = results_lib.write_tables(rows, output)
+  tables = results_lib.format_tables(rows)
+  storage.write_texts(output, tables)
   page.try_write(output, targets, folders)
-  return table
+  return tables['results.md']

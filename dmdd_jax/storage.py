@@ -13,7 +13,7 @@ Synopsis:
     ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import shutil
@@ -94,3 +94,9 @@ def append_text(name: str | os.PathLike, text: str) -> None:
   path(name).parent.mkdir(parents=True, exist_ok=True)
   with open(name, 'ab') as file:
     file.write(text.encode())
+
+
+def write_texts(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
+  """Writes text files, {name: text}, into a folder, which is made."""
+  for name, text in texts.items():
+    write_text(os.path.join(folder, name), text)

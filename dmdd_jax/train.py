@@ -160,7 +160,7 @@ class Trainer:
       self._resume()
       if jax.process_index() == 0:
         path = os.path.join(self.workdir, 'config.json')
-        results_lib.write_json(path, config.to_dict())
+        storage.write_text(path, results_lib.format_json(config.to_dict()))
       self.step_functions = steps.make_train_steps(
         config, self.model, self.mesh
       )

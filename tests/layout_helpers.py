@@ -23,6 +23,20 @@ def mask(height=12, width=16):
   return defect
 
 
+def mvtec(root):
+  """A category 'nut' of 4 train, 2 test good, 2 scratch and 1 dent images."""
+  nut = root / 'nut'
+  for i in range(4):
+    save(nut / f'train/good/{i:03d}.png', picture(seed=i))
+  for i in range(2):
+    save(nut / f'test/good/{i:03d}.png', picture(seed=10 + i))
+    save(nut / f'test/scratch/{i:03d}.png', picture(seed=20 + i))
+    save(nut / f'ground_truth/scratch/{i:03d}_mask.png', mask())
+  save(nut / 'test/dent/000.PNG', picture(seed=30))
+  save(nut / 'ground_truth/dent/000.bmp', mask())  # The other legal name.
+  return root
+
+
 def _loco(root):
   for i in range(3):
     save(root / f'pushpins/train/good/{i:03d}.png', picture(seed=i))

@@ -181,7 +181,7 @@ def test_files_that_are_no_images_are_said_and_no_fault(nut):
   (nut / 'train/good/photo.heic').write_text('x')
   report = _check(nut)
   assert not report.faults
-  assert '1 files have no suffix of an image' in check.format_report(report)
+  assert '1 files have no image suffix' in check.format_report(report)
   assert 'photo.heic' in check.format_report(report)
 
 

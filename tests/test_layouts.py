@@ -120,7 +120,7 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
   (root / 'bad/a.png').write_bytes((root / 'bad/dent/a.png').read_bytes())
   layout_helpers.save(root / 'truth/x/a.png', layout_helpers.mask())
   (root / 'truth/scratch/a_mask.png').unlink()
-  with pytest.raises(ValueError, match='could have any of the masks'):
+  with pytest.raises(ValueError, match='all match the image'):
     layouts.list_dataset(data)
 
 
@@ -131,8 +131,12 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
     ({'normal': 'gone'}, FileNotFoundError, r'data\.normal: found no dir'),
     ({'normal': 'ok/*.jpg'}, FileNotFoundError, 'matches it as a glob'),
     ({'normal': 'empty'}, ValueError, r'data\.normal: found no image'),
-    ({'defect': 'ok'}, ValueError, 'name 10 same images'),
-    ({'test_normal': 'ok/1*', 'defect': 'bad'}, ValueError, 'name 1 same'),
+    ({'defect': 'ok'}, ValueError, 'name the same 10 images'),
+    (
+      {'test_normal': 'ok/1*', 'defect': 'bad'},
+      ValueError,
+      'name the same 1 images',
+    ),
     ({'defect': 'bad', 'masks': 'x'}, FileNotFoundError, r'data\.masks'),
     ({'defect': 'bad', 'masks': 'bad'}, ValueError, 'the same directory'),
     ({'defect': 'bad', 'test_fraction': 0.0}, ValueError, 'test_fraction'),
@@ -275,3 +279,234 @@ def test_a_folder_of_masks_that_disagree_is_a_bad_mask(tmp_path):
     path.unlink()
   with pytest.raises(files.BadImageError, match='no mask in this folder'):
     images_lib.read_mask(truth, None)
+
+
+# The MVTec AD layout.
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+  return layout_helpers.mvtec(tmp_path / 'data')
+
+
+def _names(items):
+  return [(r.defect, os.path.basename(r.image)) for r in items]
+
+
+def test_lists_a_category(mvtec, warnings):
+  dataset = layouts.list_mvtec(mvtec, 'nut')
+  assert dataset.category == 'nut'
+  assert _names(dataset.train) == [('good', f'{i:03d}.png') for i in range(4)]
+  assert _names(dataset.test) == [
+    ('dent', '000.PNG'),
+    ('good', '000.png'),
+    ('good', '001.png'),
+    ('scratch', '000.png'),
+    ('scratch', '001.png'),
+  ]
+  assert [r.label for r in dataset.test] == [1, 0, 0, 1, 1]
+  truth = os.path.join(str(mvtec), 'nut', 'ground_truth')
+  assert [r.mask for r in dataset.test] == [
+    os.path.join(truth, 'dent', '000.bmp'),
+    None,
+    None,
+    os.path.join(truth, 'scratch', '000_mask.png'),
+    os.path.join(truth, 'scratch', '001_mask.png'),
+  ]
+  assert not warnings
+
+
+def test_paths_are_absolute(mvtec, monkeypatch):
+  monkeypatch.chdir(mvtec.parent)
+  for record in layouts.list_mvtec('data', 'nut').test:
+    assert os.path.isabs(record.image)
+    assert record.mask is None or os.path.isabs(record.mask)
+
+
+def test_ignores_hidden_and_other_files(mvtec):
+  expected = layouts.list_mvtec(mvtec, 'nut')
+  good = mvtec / 'nut/train/good'
+  (good / '.DS_Store').write_bytes(b'x')
+  (good / '._000.png').write_bytes(b'x')
+  (good / 'Thumbs.db').write_bytes(b'x')
+  (good / 'folder.png').mkdir()
+  (mvtec / 'nut/test/.cache').mkdir()
+  (mvtec / 'nut/test/readme.txt').write_text('x')
+  assert layouts.list_mvtec(mvtec, 'nut') == expected
+
+
+def test_the_mask_suffix_goes_before_the_plain_name(mvtec):
+  layout_helpers.save(
+    mvtec / 'nut/ground_truth/dent/000_mask.png', layout_helpers.mask()
+  )
+  dent = layouts.list_mvtec(mvtec, 'nut').test[0]
+  assert dent.mask.endswith('000_mask.png')
+
+
+@pytest.mark.parametrize('suffix', files.SUFFIXES)
+def test_every_suffix_is_listed_and_read(mvtec, suffix):
+  path = mvtec / f'nut/train/good/zz{suffix.upper()}'
+  Image.fromarray(np.full((12, 16, 3), 77, np.uint8)).save(path)
+  record = layouts.list_mvtec(mvtec, 'nut').train[-1]
+  assert record.image == str(path)
+  image = images_lib.read_image(record.image, None)
+  np.testing.assert_allclose(image, 77, atol=2)
+
+
+def test_names_with_spaces_and_unicode(tmp_path):
+  category = tmp_path / 'mes données' / 'vis à tête 螺丝'
+  layout_helpers.save(
+    category / 'train/good/image n° 1.png', layout_helpers.picture()
+  )
+  layout_helpers.save(
+    category / 'test/défaut grave/été 1.png', layout_helpers.picture()
+  )
+  layout_helpers.save(
+    category / 'ground_truth/défaut grave/été 1_mask.png', layout_helpers.mask()
+  )
+  dataset = layouts.list_mvtec(category.parent, category.name)
+  assert dataset.test[0].defect == 'défaut grave'
+  kept = images_lib.validate(dataset.train + dataset.test)
+  assert len(kept) == 2
+  images, masks = images_lib.load_arrays(kept, 16)
+  assert images.any() and masks[1].any()
+
+
+def test_links_to_files_and_folders(mvtec, tmp_path):
+  linked = tmp_path / 'linked'
+  (linked / 'nut' / 'train').mkdir(parents=True)
+  (linked / 'nut/train/good').symlink_to(mvtec / 'nut/train/good')
+  (linked / 'nut/test/good').mkdir(parents=True)
+  (linked / 'nut/test/good/a.png').symlink_to(mvtec / 'nut/test/good/000.png')
+  dataset = layouts.list_mvtec(linked, 'nut')
+  assert len(dataset.train) == 4
+  assert len(images_lib.validate(dataset.train + dataset.test)) == 5
+
+
+def test_a_link_to_nothing_is_a_bad_image(mvtec):
+  link = mvtec / 'nut/train/good/999.png'
+  link.symlink_to(mvtec / 'gone.png')
+  train = layouts.list_mvtec(mvtec, 'nut').train
+  assert len(train) == 5
+  with pytest.raises(files.BadImageError, match='999.png: no such file'):
+    images_lib.validate(train)
+
+
+def test_root_missing(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    layouts.list_mvtec(tmp_path / 'nowhere', 'nut')
+  text = str(error.value)
+  assert str(tmp_path / 'nowhere') in text
+  assert 'found nothing' in text and '--config.data.root' in text
+
+
+def test_root_is_a_file(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(files.MissingDataError, match='found a file'):
+    layouts.list_mvtec(tmp_path / 'file', 'nut')
+
+
+def test_category_missing_names_those_there(mvtec):
+  layout_helpers.save(mvtec / 'bolt/train/good/0.png', layout_helpers.picture())
+  (mvtec / 'notes').mkdir()
+  with pytest.raises(FileNotFoundError) as error:
+    layouts.list_mvtec(mvtec, 'nuts')
+  assert "'nuts'" in str(error.value)
+  assert 'The categories there are: bolt, nut.' in str(error.value)
+  assert layouts.list_categories(mvtec) == ('bolt', 'nut')
+
+
+def test_category_missing_among_none(tmp_path):
+  (tmp_path / 'images').mkdir()
+  with pytest.raises(files.MissingDataError, match='folders found: images'):
+    layouts.list_mvtec(tmp_path, 'nut')
+
+
+@pytest.mark.parametrize('category', ['nut', ''])
+def test_root_one_folder_too_deep(mvtec, category):
+  with pytest.raises(files.MissingDataError) as error:
+    layouts.list_mvtec(mvtec / 'nut', category)
+  assert f'set --config.data.root to {mvtec} and' in str(error.value)
+
+
+def test_train_good_missing(mvtec):
+  (mvtec / 'nut/train/good').rename(mvtec / 'nut/train/ok')
+  with pytest.raises(FileNotFoundError, match='no folder train/good') as error:
+    layouts.list_mvtec(mvtec, 'nut')
+  assert 'folders found: ok' in str(error.value)
+  assert str(mvtec / 'nut') in str(error.value)
+
+
+def test_train_good_empty(mvtec):
+  for path in (mvtec / 'nut/train/good').iterdir():
+    path.unlink()
+  with pytest.raises(ValueError, match='no image in train/good .it is empty'):
+    layouts.list_mvtec(mvtec, 'nut')
+  (mvtec / 'nut/train/good/a.gif').write_bytes(b'x')
+  with pytest.raises(ValueError, match='train/good .a.gif.'):
+    layouts.list_mvtec(mvtec, 'nut')
+
+
+def test_defect_image_without_mask(mvtec):
+  (mvtec / 'nut/ground_truth/scratch/001_mask.png').unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    layouts.list_mvtec(mvtec, 'nut')
+  text = str(error.value)
+  assert str(mvtec / 'nut/test/scratch/001.png') in text
+  assert str(mvtec / 'nut/ground_truth/scratch/001_mask.png') in text
+  assert str(mvtec / 'nut/ground_truth/scratch/001.png') in text
+
+
+def test_all_defect_images_without_masks_are_counted(mvtec):
+  (mvtec / 'nut/ground_truth').rename(mvtec / 'nut/truth')
+  with pytest.raises(FileNotFoundError, match='So do 2 more: scratch/000'):
+    layouts.list_mvtec(mvtec, 'nut')
+
+
+def test_masks_without_images_are_warned_of(mvtec, warnings):
+  layout_helpers.save(
+    mvtec / 'nut/ground_truth/scratch/777_mask.png', layout_helpers.mask()
+  )
+  layout_helpers.save(
+    mvtec / 'nut/ground_truth/bent/000_mask.png', layout_helpers.mask()
+  )
+  assert len(layouts.list_mvtec(mvtec, 'nut').test) == 5
+  (text,) = warnings
+  assert 'bent/000_mask.png, scratch/777_mask.png' in text and ': 2:' in text
+
+
+def test_a_test_split_without_defects_is_legal(mvtec, warnings):
+  for name in ('scratch', 'dent'):
+    (mvtec / 'nut/test' / name).rename(mvtec / f'{name}-away')
+    (mvtec / 'nut/ground_truth' / name).rename(mvtec / f'{name}-masks')
+  dataset = layouts.list_mvtec(mvtec, 'nut')
+  assert [r.label for r in dataset.test] == [0, 0]
+  assert 'only good images' in warnings[0] and 'NaN' in warnings[0]
+
+
+def test_no_test_split_is_legal(mvtec, warnings):
+  (mvtec / 'nut/test').rename(mvtec / 'test-away')
+  (mvtec / 'nut/ground_truth').rename(mvtec / 'truth-away')
+  assert layouts.list_mvtec(mvtec, 'nut').test == ()
+  assert 'nothing to evaluate' in warnings[0]
+
+
+DATA = os.environ.get('DMDD_TEST_DATA')
+needs_data = pytest.mark.skipif(
+  not DATA, reason='DMDD_TEST_DATA, the folder of real images, is not set'
+)
+
+
+@needs_data
+@pytest.mark.parametrize(
+  ('category', 'counts'),
+  [('screw', (320, 41, 119)), ('toothbrush', (48, 12, 30))],
+)
+def test_real_counts(category, counts, warnings):
+  dataset = layouts.list_mvtec(os.path.join(DATA, 'mvtec'), category)
+  labels = [record.label for record in dataset.test]
+  assert (len(dataset.train), labels.count(0), labels.count(1)) == counts
+  assert not warnings
+  assert images_lib.validate(dataset.test) == dataset.test
+  _, masks = images_lib.load_arrays(dataset.test, 64)
+  assert masks.max(axis=(1, 2, 3)).tolist() == labels

@@ -12,12 +12,12 @@ from dmdd_jax.training import muon
 def iterated(matrix):
   """The quintic polynomial, five times on the singular values, in float64."""
   matrix = np.asarray(matrix, np.float64)
-  left, values, right = np.linalg.svd(matrix, full_matrices=False)
+  u, values, v = np.linalg.svd(matrix, full_matrices=False)
   values /= np.linalg.norm(values)
   a, b, c = muon.COEFFICIENTS
   for _ in range(muon.ITERATIONS):
     values = a * values + b * values**3 + c * values**5
-  return (left * values) @ right
+  return (u * values) @ v
 
 
 @pytest.mark.parametrize('decades', [0, 3, 8])
@@ -30,11 +30,11 @@ def test_orthogonalize_is_the_polynomial_of_the_singular_values(
   values = 10.0 ** np.linspace(0.0, -decades, count)
   matrix = rng.normal(size=(rows, count)) * values
   matrix = np.float32(matrix @ rng.normal(size=(count, columns)))
-  found = jax.jit(muon.orthogonalize)(matrix)
+  updates = jax.jit(muon.orthogonalize)(matrix)
   expected = iterated(matrix)
-  error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+  error = np.linalg.norm(updates - expected) / np.linalg.norm(expected)
   assert error < 2e-3
-  assert np.linalg.norm(found, ord=2) < 1.25
+  assert np.linalg.norm(updates, ord=2) < 1.25
 
 
 def test_nothing_to_orthogonalize_stays_nothing():
@@ -43,10 +43,10 @@ def test_nothing_to_orthogonalize_stays_nothing():
 
 def test_a_kernel_is_a_matrix_of_its_outputs_columns():
   kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 8))
-  found = muon.orthogonalize(jnp.asarray(kernel, jnp.float32))
-  assert found.shape == kernel.shape
+  updates = muon.orthogonalize(jnp.asarray(kernel, jnp.float32))
+  assert updates.shape == kernel.shape
   expected = iterated(kernel.reshape(36, 8)).reshape(kernel.shape)
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  np.testing.assert_allclose(updates, expected, atol=1e-4)
 
 
 def test_the_updates_and_the_state_are_those_of_optax():
@@ -78,13 +78,15 @@ def test_the_updates_and_the_state_are_those_of_optax():
       lambda x: np.float32(rng.normal(size=x.shape)), params
     )
     expected, their_state = theirs.update(gradient, states[0], params)
-    found, our_state = ours.update(gradient, states[1], params)
+    updates, our_state = ours.update(gradient, states[1], params)
     states = their_state, our_state
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-      found,
+      updates,
       expected,
     )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states
-  )
+  # Checkpoints name arrays by these keys.
+  theirs, ours = (jax.tree.leaves_with_path(state) for state in states)
+  for (their_key, expected), (our_key, value) in zip(theirs, ours, strict=True):
+    assert our_key == their_key
+    np.testing.assert_allclose(value, expected, rtol=1e-6)

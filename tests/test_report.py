@@ -15,6 +15,7 @@ from PIL import Image
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from dmdd_jax import storage
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
@@ -69,7 +70,9 @@ def make_category(folder, name='toy', good=4, defective=4, **changes):
     metrics = results_lib.compute(store, None, scores, labels)
     metrics |= {'maps_mean': {}, 'at_threshold': {}, 'category': name}
     metrics |= {'calibration': calibration.to_dict(), 'step': 7, **changes}
-    results_lib.write_json(os.path.join(folder, 'results.json'), metrics)
+    storage.write_text(
+      os.path.join(folder, 'results.json'), results_lib.format_json(metrics)
+    )
     archive_lib.write(
       folder,
       '/data',

@@ -91,7 +91,7 @@ def test_tables_and_a_report_of_what_is_there(bucket):
   workdir = 'gs://bucket/run'
   run_lib._make_workdir(workdir)
   rows = {name: test_report.make_category(f'{workdir}/{name}') for name in 'ab'}
-  results_lib.write_tables(rows, workdir)
+  storage.write_texts(workdir, results_lib.format_tables(rows))
   for step in (3, 4):
     scalars.append(f'{workdir}/a', step, {'train/loss': step / 2})
   curves = {'train/loss': ([3, 4], [1.5, 2.0])}
@@ -120,7 +120,7 @@ def test_a_finished_category_and_a_fault(bucket, monkeypatch):
   config, folder = program_helpers.tiny_run(''), 'gs://bucket/run/surface'
   assert run_lib.read_finished(config, folder) is None
   results = {'config': config.to_dict(), 'step': 6}
-  results_lib.write_json(f'{folder}/results.json', results)
+  storage.write_text(f'{folder}/results.json', results_lib.format_json(results))
   assert run_lib.read_finished(config, folder)['step'] == 6
   # TensorStore, which is not epath, writes checkpoints.
   for name in ('open_manager', 'save', 'close'):

@@ -249,7 +249,7 @@ def test_arguments_out_of_range(tmp_path, argument):
 
 
 def test_unknown_defects(tmp_path):
-  with pytest.raises(ValueError, match='dint, expected some of scratch'):
+  with pytest.raises(ValueError, match='dint, expected kinds out of scratch'):
     surfaces.write_surfaces(tmp_path, **SMALL, defects=('dent', 'dint'))
 
 

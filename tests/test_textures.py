@@ -1,5 +1,6 @@
 """Textures from folders and from a prepared set of TensorFlow Datasets."""
 
+import os
 import shutil
 
 import layout_helpers
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from dmdd_jax.data import files
 from dmdd_jax.data import textures
 
 CLASSES = ('banded', 'zigzagged')
@@ -71,3 +73,78 @@ def test_no_source_means_procedural():
   assert len(found) == 200 and len(np.unique(found)) > 100
   few = textures.load('', 32, limit=5, seed=0)
   np.testing.assert_array_equal(few, found[:5])
+
+
+# Folders.
+
+
+def test_textures_at_any_depth(tmp_path):
+  layout_helpers.save(tmp_path / 'images/wood/b.jpg', layout_helpers.picture())
+  layout_helpers.save(tmp_path / 'images/a.PNG', layout_helpers.picture())
+  layout_helpers.save(tmp_path / '.hidden/c.png', layout_helpers.picture())
+  (tmp_path / 'labels.txt').write_text('x')
+  (tmp_path / 'images/loop').symlink_to(tmp_path)
+  found = textures.list_textures(tmp_path)
+  assert found == (
+    str(tmp_path / 'images/a.PNG'),
+    str(tmp_path / 'images/wood/b.jpg'),
+  )
+
+
+def test_no_textures(tmp_path):
+  with pytest.raises(FileNotFoundError, match='found nothing'):
+    textures.list_textures(tmp_path / 'dtd')
+  with pytest.raises(ValueError, match='--config.data.textures'):
+    textures.list_textures(tmp_path)
+
+
+def test_textures_are_cut_at_the_centre(tmp_path):
+  """The middle third of a picture of three coloured squares is left."""
+  array = np.zeros((20, 60, 3), np.uint8)
+  array[:, :20, 0] = array[:, 20:40, 1] = array[:, 40:, 2] = 250
+  path = layout_helpers.save(tmp_path / 'a.png', array)
+  (texture,) = textures.load_textures([str(path)], 10)
+  assert texture.shape == (10, 10, 3) and texture.dtype == np.uint8
+  # The filter that shrinks reaches one pixel beyond the cut.
+  np.testing.assert_array_equal(texture[:, 1:-1, 1], 250)
+  assert not texture[:, 1:-1, [0, 2]].any()
+  assert texture[..., 1].min() > 200
+
+
+def test_limited_textures_are_a_fixed_choice(tmp_path):
+  for i in range(12):
+    layout_helpers.save(
+      tmp_path / f'{i}.png', np.full((4, 4, 3), 10 * i, np.uint8)
+    )
+  paths = textures.list_textures(tmp_path)
+
+  def chosen(paths, limit, seed):
+    return textures.load_textures(paths, 4, limit, seed)[:, 0, 0, 0].tolist()
+
+  few = chosen(paths, 4, 0)
+  assert len(set(few)) == 4
+  assert chosen(paths[::-1], 4, 0) == few
+  assert any(chosen(paths, 4, seed) != few for seed in (1, 2))
+  assert sorted(chosen(paths, 0, 0)) == [10 * i for i in range(12)]
+  assert chosen(paths, 50, 0) == chosen(paths, 0, 0)
+
+
+def test_a_bad_texture_is_named(tmp_path):
+  (tmp_path / 'a.png').write_text('x')
+  with pytest.raises(
+    files.BadImageError, match='a.png.*Remove it from the textures'
+  ):
+    textures.load_textures(textures.list_textures(tmp_path), 4)
+
+
+DATA = os.environ.get('DMDD_TEST_DATA')
+needs_data = pytest.mark.skipif(
+  not DATA, reason='DMDD_TEST_DATA, the folder of real images, is not set'
+)
+
+
+@needs_data
+def test_real_textures():
+  paths = textures.list_textures(os.path.join(DATA, 'dtd'))
+  assert len(paths) == 1200
+  assert textures.load_textures(paths, 64, 20).std(axis=(1, 2)).max() > 20

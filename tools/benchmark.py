@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
   )
   report = suites.run(_SUITE.value, options)
   if _OUTPUT.value:
-    results.write_json(_OUTPUT.value, report)
+    storage.write_text(_OUTPUT.value, results.format_json(report))
   print(report['table'])
 
 

@@ -11,6 +11,7 @@ from absl import flags
 
 from dmdd_jax import cli
 from dmdd_jax import evaluate_maps
+from dmdd_jax import storage
 from dmdd_jax.metrics import results
 
 _MAPS = flags.DEFINE_string('maps', None, 'Folder of maps.', required=True)
@@ -36,7 +37,9 @@ def main(argv: list[str]) -> None:
     bootstrap=_BOOTSTRAP.value,
     seed=_SEED.value,
   )
-  print(results.write_tables(rows, _OUTPUT.value))
+  tables = results.format_tables(rows)
+  storage.write_texts(_OUTPUT.value, tables)
+  print(tables['results.md'])
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
-"""Images on disk to batches: listing, demo surfaces, synthesis, pipeline.
+"""From images on disk to batches: listing, checks, synthesis, pipeline.
 
-Nothing in this package imports jax, and `records` and `surfaces` do not import
-TensorFlow, so a folder can be listed and checked in a moment.
+No module here imports jax. The modules that list, check and read images do not
+import TensorFlow, so that a folder can be listed without waiting for it.
 """

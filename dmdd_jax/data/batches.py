@@ -1,8 +1,8 @@
 """Batches of images for evaluation and prediction, without TensorFlow.
 
-Decoding runs in threads, one batch ahead of its use; the last batch is padded
-to full size and `_mask` says which rows are real, so that a jitted step sees
-one shape and every image is counted once.
+Decoding runs in threads, one batch ahead of its use. The last batch is padded
+to full size, and `_mask` marks the real rows, so that a jitted step sees one
+shape and every image counts once.
 
 Synopsis:
 
@@ -30,10 +30,10 @@ def eval_batches(
   {0, 1}, label (B,) int32 and _mask (B,) float32, 1 for a real row.
 
   Args:
-    records: N of them.
-    size: S.
-    batch_size: rows over all shards, which it divides over.
-    shard: (index, count) of this process; B is batch_size / count, and every
+    records: N records.
+    size: side S of the images.
+    batch_size: rows of all shards together, a multiple of their count.
+    shard: (index, count) of this process. B is batch_size / count, and every
       shard yields the same number of batches.
   """
   index, count = shard
@@ -63,6 +63,6 @@ def eval_batches(
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-  """Appends zero rows up to `rows`."""
+  """Pads an array (N, ...) with zeros to (rows, ...), N <= rows."""
   missing = rows - len(array)
   return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))

@@ -1,7 +1,7 @@
-"""Finds what is wrong with a category of images before a training does.
+"""Finds the faults of a category of images before a training does.
 
-The layout is MVTec AD's. Unlike `records`, which stops at the first fault,
-everything is looked at and every fault is said, one line with its file.
+The layout is MVTec AD's. Unlike `layouts`, which stops at the first fault, this
+reads all files and reports every fault in one line that names the file.
 
 Synopsis:
 
@@ -30,23 +30,24 @@ from dmdd_jax.data import textures as textures_lib
 if typing.TYPE_CHECKING:  # It needs TensorFlow, which only the sheet does.
   from dmdd_jax.data import synthesis as synthesis_lib
 
-# A mask with fewer pixels, or a smaller share of them, is nearly empty: a slip
-# of the pen, or a defect that no figure at 256 pixels would see.
+# A mask with fewer pixels or a smaller share of them is nearly empty: a slip of
+# the pen, or a defect too small for metrics at 256 pixels.
 _MIN_PIXELS, _MIN_SHARE = 4, 2e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What stands in a category's folder.
+  """The content of a category's folder and its faults.
 
   Attributes:
-    folder: its absolute path.
+    folder: the folder's absolute path.
     counts: {'train/good': images, 'test/DEFECT': images}.
     sizes: {(width, height): images}.
-    areas: smallest, median and largest share of a mask, NaN without masks.
-    repeated: images that show the same as another of their own folder.
-    ignored: files among the images whose names are no image's.
-    faults: one line each, 'FILE: what is wrong with it'.
+    areas: smallest, median and largest share of the image that a mask covers,
+      in [0, 1]; NaN without masks.
+    repeated: number of images equal to another image of their folder.
+    ignored: paths of files without an image suffix among the images.
+    faults: one line each, 'FILE: fault'.
   """
 
   folder: str
@@ -69,7 +70,7 @@ class _Seen:
 
 
 def check_category(root: str | os.PathLike, category: str) -> Report:
-  """Decodes every image and mask of a category and says what is wrong.
+  """Decodes every image and mask of a category and reports the faults.
 
   Args:
     root: the folder of the categories.
@@ -106,13 +107,15 @@ def check_category(root: str | os.PathLike, category: str) -> Report:
   shares = [
     drawn[m].pixels / np.prod(drawn[m].size) for m in pairs if drawn[m].digest
   ]
-  nan = float('nan')
-  areas = np.quantile(shares, (0, 0.5, 1)) if shares else (nan, nan, nan)
+  areas = (float('nan'),) * 3
+  if shares:
+    low, middle, high = np.quantile(shares, (0, 0.5, 1))
+    areas = (float(low), float(middle), float(high))
   return Report(
     folder=folder,
     counts={name: len(paths) for name, paths in images.items()},
     sizes=collections.Counter(s.size for s in seen.values() if s.digest),
-    areas=tuple(float(a) for a in areas),
+    areas=areas,
     repeated=repeated,
     ignored=tuple(
       path
@@ -124,7 +127,7 @@ def check_category(root: str | os.PathLike, category: str) -> Report:
 
 
 def format_report(report: Report) -> str:
-  """The report as text: counts, sizes, mask areas, one line per fault."""
+  """The report as text: counts, sizes, mask areas, and one line per fault."""
   lines = [report.folder]
   lines += [f'  {name}: {n} images' for name, n in report.counts.items()]
   sizes = sorted(report.sizes.items(), key=lambda item: -item[1])
@@ -142,8 +145,8 @@ def format_report(report: Report) -> str:
     )
   if report.ignored:
     lines.append(
-      f'  {len(report.ignored)} files have no suffix of an image and are not'
-      f' read: {files.some(report.ignored)}'
+      f'  {len(report.ignored)} files have no image suffix and are not'
+      f' read: {files.abbreviate(report.ignored)}'
     )
   lines += report.faults
   lines.append(f'{len(report.faults)} faults')
@@ -209,7 +212,7 @@ def write_sheet(
 
 
 def _below(folder: str, split: str) -> list[str]:
-  """'SPLIT/NAME' of every folder in a split, train/good always among them."""
+  """'SPLIT/NAME' of every folder in a split; of train, train/good alone."""
   path = os.path.join(folder, split)
   names = files.folders(path) if os.path.isdir(path) else ()
   if split == 'train' and records_lib.GOOD in names:
@@ -220,7 +223,7 @@ def _below(folder: str, split: str) -> list[str]:
 def _decode(
   paths: Sequence[str], look: Callable[[str], _Seen]
 ) -> dict[str, _Seen]:
-  """Looks at all files in threads; a file that cannot be read is a fault."""
+  """Reads all files in threads; a file that cannot be read is a fault."""
 
   def safely(path: str) -> _Seen:
     try:
@@ -273,7 +276,7 @@ def _layout_faults(
   images: Mapping[str, Sequence[str]],
   masks: Mapping[str, Sequence[str]],
 ) -> list[str]:
-  """What is not there or empty, and files and folders that nobody reads."""
+  """Missing and empty folders, and files and folders that are not read."""
   faults = []
   if 'train/good' not in images:
     faults.append(f'{os.path.join(folder, "train/good")}: there is no folder')
@@ -305,25 +308,27 @@ def _mask_faults(
   """Masks of another size than their image, and nearly empty ones."""
   faults = []
   for mask, image in pairs.items():
-    found, whole = drawn[mask], seen[image]
-    if found.fault:
+    defect, whole = drawn[mask], seen[image]
+    if defect.fault:
       continue
-    if not whole.fault and found.size != whole.size:
+    if not whole.fault and defect.size != whole.size:
       faults.append(
-        f'{mask}: the mask is {found.size[0]}x{found.size[1]}, its image'
+        f'{mask}: the mask is {defect.size[0]}x{defect.size[1]}, its image'
         f' {whole.size[0]}x{whole.size[1]}'
       )
-    floor = max(_MIN_PIXELS, _MIN_SHARE * np.prod(found.size))
-    if found.pixels < floor:
-      empty = 'empty' if not found.pixels else 'nearly empty'
-      faults.append(f'{mask}: the mask is {empty} ({found.pixels} pixels)')
+    floor = max(_MIN_PIXELS, _MIN_SHARE * np.prod(defect.size))
+    if defect.pixels < floor:
+      empty = 'empty' if not defect.pixels else 'nearly empty'
+      faults.append(f'{mask}: the mask is {empty} ({defect.pixels} pixels)')
   return faults
 
 
 def _duplicates(
   images: Mapping[str, Iterable[str]], seen: Mapping[str, _Seen]
 ) -> tuple[list[str], int]:
-  """Faults of images shown in two folders, and how many repeat in their own."""
+  """Faults of images that are in two folders, and the number of images that
+  repeat another one of their own folder.
+  """
   places = collections.defaultdict(list)
   for name, paths in images.items():
     for path in paths:

@@ -1,4 +1,4 @@
-"""Files and folders of images: what lies in them, and the errors about them.
+"""Lists files and folders of images; the errors that name them.
 
 Hidden files and files without an image suffix are never listed; links are
 followed. Every list is sorted.
@@ -10,7 +10,7 @@ import hashlib
 import os
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-_NAMED = 5  # How many file names one message spells out.
+_NAMED = 5  # File names in one message.
 
 
 class MissingDataError(FileNotFoundError):
@@ -49,7 +49,7 @@ def folders(folder: str) -> tuple[str, ...]:
 def images(folder: str) -> tuple[str, ...]:
   """The paths of the image files in a folder.
 
-  A link to nothing counts: dropping it here would hide it from `validate`.
+  A broken link is listed too: dropping it would hide it from `validate`.
   """
   return tuple(
     entry.path
@@ -59,7 +59,7 @@ def images(folder: str) -> tuple[str, ...]:
 
 
 def others(folder: str) -> tuple[str, ...]:
-  """The paths of the files in a folder that are no images by their names."""
+  """The paths of the files in a folder whose names are not those of images."""
   return tuple(
     entry.path
     for entry in _entries(folder)
@@ -69,15 +69,16 @@ def others(folder: str) -> tuple[str, ...]:
 
 def images_below(folder: str) -> tuple[str, ...]:
   """The paths of the image files in a folder and in all folders below it."""
-  found, seen, pending = [], set(), collections.deque([folder])
+  paths: list[str] = []
+  seen, pending = set(), collections.deque([folder])
   while pending:
     folder = pending.popleft()
     if os.path.realpath(folder) in seen:  # Links may form a loop.
       continue
     seen.add(os.path.realpath(folder))
-    found += images(folder)
+    paths += images(folder)
     pending += [os.path.join(folder, name) for name in folders(folder)]
-  return tuple(sorted(found))
+  return tuple(sorted(paths))
 
 
 def by_stem(folder: str) -> dict[str, str]:
@@ -88,15 +89,15 @@ def by_stem(folder: str) -> dict[str, str]:
 
 
 def draw(path: str, seed: int) -> bytes:
-  """A hash of file name and seed to order files by."""
+  """A hash (16 bytes) of file name and seed, to draw files in its order."""
   text = f'{seed}/{os.path.basename(path)}'
   return hashlib.blake2b(
     text.encode('utf-8', 'surrogateescape'), digest_size=16
   ).digest()
 
 
-def some(names: Sequence[str], sep: str = ', ') -> str:
-  """The first names and an ellipsis, for messages."""
+def abbreviate(names: Sequence[str], sep: str = ', ') -> str:
+  """The first five names, and an ellipsis if there are more; for messages."""
   return sep.join(names[:_NAMED]) + (sep + '...' if len(names) > _NAMED else '')
 
 
@@ -110,6 +111,6 @@ def _entries(folder: str) -> list[os.DirEntry]:
       )
   except OSError as error:
     raise DatasetError(
-      f'Folder {folder}: found it unreadable ({error.strerror}), expected a '
-      'folder that can be listed. Check its permissions.'
+      f'Folder {folder}: cannot be read ({error.strerror}), expected a folder '
+      'that can be listed. Check its permissions.'
     ) from None

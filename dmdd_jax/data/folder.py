@@ -22,19 +22,19 @@ from dmdd_jax.data import records as records_lib
 def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   """Lists the user's own images.
 
-  Relative paths stand below `data.root`. Directories are searched with all
-  folders below them; a folder below `data.defect` names the kind of defect.
-  What is not there is logged, with what it costs.
+  Relative paths are below `data.root`. Directories are searched with all
+  folders below them. A folder below `data.defect` names the kind of defect. A
+  warning names each missing part and the metrics that need it.
 
   Args:
     data: `normal`, `defect`, `masks`, `test_normal`, `test_fraction`,
       `test_seed`, `category` and `root`, as in configs/default.py.
 
   Returns:
-    The data set; its records of defects have no mask where none was given.
+    The data set; a record of a defect has mask None if there is no mask file.
 
   Raises:
-    MissingDataError: a directory is not there, or a glob finds nothing.
+    MissingDataError: a directory is missing, or a glob matches nothing.
     DatasetError: a directory without images, or images that are both normal
       and defective, or both for training and for the test.
   """
@@ -79,34 +79,37 @@ def _find(
   """The images of a directory or a glob; () where the field is not set.
 
   Raises:
-    MissingDataError, DatasetError: naming the field, if nothing is found.
+    MissingDataError, DatasetError: there is no image; the message names the
+      field.
   """
   path = _resolve(data, field)
   if not path:
     return ()
   if os.path.isdir(path):
-    found = files.images_below(path)
+    paths = files.images_below(path)
     if masks_root and os.path.realpath(masks_root) == os.path.realpath(path):
       raise files.DatasetError(
         f'config.data.{field} and config.data.masks are the same directory,'
-        f' {path}: put the masks into one of their own'
+        f' {path}: put the masks into a directory of their own'
       )
   else:
-    found = sorted(glob.glob(path, recursive=True))
-    found = [f for f in found if files.is_image(f) and not os.path.isdir(f)]
-    if not found:
+    names = sorted(glob.glob(path, recursive=True))
+    paths = tuple(
+      name for name in names if files.is_image(name) and not os.path.isdir(name)
+    )
+    if not paths:
       raise files.MissingDataError(
         f'config.data.{field}: found no directory {path}, nor an image that'
         ' matches it as a glob'
       )
   masks = os.path.join(masks_root, '') if masks_root else None
-  found = tuple(f for f in found if not (masks and f.startswith(masks)))
-  if not found:
+  paths = tuple(p for p in paths if not (masks and p.startswith(masks)))
+  if not paths:
     raise files.DatasetError(
       f'config.data.{field}: found no image in {path}, expected at least one'
       f' file with a suffix of {" ".join(files.SUFFIXES)} (any depth)'
     )
-  return found
+  return paths
 
 
 def _check_disjoint(
@@ -117,24 +120,24 @@ def _check_disjoint(
   both = [path for path in paths if os.path.realpath(path) in known]
   if both:
     raise files.DatasetError(
-      f'config.data.{field} and config.data.{other} name {len(both)} same'
-      f' images: {files.some(both)}. Make them disjoint.'
+      f'config.data.{field} and config.data.{other} name the same'
+      f' {len(both)} images: {files.abbreviate(both)}. Make them disjoint.'
     )
 
 
 def _defects(
   data: Mapping[str, Any], paths: Sequence[str], masks_root: str
 ) -> list[records_lib.Record]:
-  """The records of the defective images, with their masks where there are."""
+  """The records of the defective images; mask is None if there is no file."""
   if masks_root and not os.path.isdir(masks_root):
     raise files.MissingDataError(
       f'config.data.masks: found no directory {masks_root}'
     )
   masks = _Masks(masks_root)
   root = _resolve(data, 'defect')
-  found = []
+  records = []
   for path in paths:
-    parts = ()
+    parts: tuple[str, ...] = ()
     if os.path.isdir(root):
       folder = os.path.relpath(os.path.dirname(path), root)
       parts = () if folder == '.' else tuple(folder.split(os.sep))
@@ -144,34 +147,36 @@ def _defects(
         ' name the directory of the defective images alone'
       )
     mask = masks.find(parts, files.stem(path))
-    found.append(
+    records.append(
       records_lib.Record(path, mask, 1, '_'.join(parts) or records_lib.DEFECT)
     )
-  unknown = [record.image for record in found if record.mask is None]
+  unknown = [record.image for record in records if record.mask is None]
   if unknown:
     logging.warning(
       '%d of %d defective images have no mask (%s): image metrics alone,'
       ' pixel metrics are null',
       len(unknown),
-      len(found),
-      files.some(unknown),
+      len(records),
+      files.abbreviate(unknown),
     )
-  unused = masks.unused(record.mask for record in found)
+  unused = masks.unused(record.mask for record in records)
   if unused:
     logging.warning(
       'Masks without an image, ignored: %d: %s',
       len(unused),
-      files.some(unused),
+      files.abbreviate(unused),
     )
-  return found
+  return records
 
 
 class _Masks:
-  """The masks of a directory, by folder and stem, or by a stem of their own."""
+  """The masks of a directory, by folder and stem, or by a unique stem."""
 
   def __init__(self, root: str):
+    """Lists the masks in a directory and below it; none for ''."""
     self._paths = files.images_below(root) if root else ()
-    self._by_place, self._by_stem = {}, {}
+    self._by_place: dict[tuple[str, str], str] = {}
+    self._by_stem: dict[str, list[str]] = {}
     for path in self._paths:
       stem = files.stem(path)
       folder = os.path.relpath(os.path.dirname(path), root)
@@ -182,7 +187,8 @@ class _Masks:
     """The mask ID_mask or ID of an image; None without one.
 
     Raises:
-      DatasetError: several masks have that name, none in the image's folder.
+      DatasetError: several masks have that name, and none of them is in the
+        image's folder.
     """
     folder = os.path.join(*parts) if parts else '.'
     for name in (f'{stem}_mask', stem):
@@ -191,14 +197,15 @@ class _Masks:
       same = self._by_stem.get(name, ())
       if len(same) > 1:
         raise files.DatasetError(
-          f'the image {os.path.join(*parts, stem)} could have any of the masks'
-          f' {files.some(same)}: give masks and images the same folders'
+          f'the masks {files.abbreviate(same)} all match the image'
+          f' {os.path.join(*parts, stem)}: give masks and images the same'
+          ' folders'
         )
       if same:
         return same[0]
     return None
 
   def unused(self, used: Iterable[str | None]) -> list[str]:
-    """The masks that no image has."""
-    used = set(used)
-    return [path for path in self._paths if path not in used]
+    """The masks that belong to no image."""
+    known = set(used)
+    return [path for path in self._paths if path not in known]

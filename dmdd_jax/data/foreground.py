@@ -1,9 +1,9 @@
-"""Masks of the object in images, so that anomalies are painted on it alone.
+"""Masks of the object in images; anomalies are painted on the object alone.
 
-'otsu' thresholds the brightness, 'grabcut' refines that by colour. Which side
-of a threshold is the background is seen at the border of the image. Masks are
-computed once and cached under the content of the image file, so that moving,
-copying or replacing files never gives a wrong one.
+'otsu' thresholds the brightness, 'grabcut' refines the result by colour. The
+side of the threshold that fills most of the image's border is the background.
+Masks are cached by the content of the image file, so a moved, copied or
+replaced file never gets a wrong mask.
 
 Synopsis:
 
@@ -25,9 +25,9 @@ from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
 
 KINDS = ('off', 'otsu', 'grabcut')
-_VERSION = 1  # Of what `compute` does; part of a cached mask's name.
+_VERSION = 1  # Of `compute`'s result; part of a cached mask's name.
 _GRABCUT_ROUNDS = 5
-# A foreground of a smaller or larger share of the image is no foreground.
+# A mask with a share of the image outside of these has failed.
 _MIN_SHARE, _MAX_SHARE = 0.02, 0.98
 
 
@@ -39,7 +39,7 @@ def compute(image: np.ndarray, kind: str) -> np.ndarray:
     kind: 'otsu' or 'grabcut'.
 
   Returns:
-    (H, W) uint8 in {0, 1}; it may be all of the image, or nothing of it.
+    (H, W) uint8 in {0, 1}, 1 on the object; it may be all 0 or all 1.
   """
   gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
   _, bright = cv2.threshold(gray, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
@@ -51,11 +51,11 @@ def compute(image: np.ndarray, kind: str) -> np.ndarray:
   if kind == 'grabcut' and 0 < np.count_nonzero(mask) < mask.size:
     labels = np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     background, object_ = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.setRNGSeed(0)  # Its clusters start at random; this thread's alone.
+    cv2.setRNGSeed(0)  # Its clusters start at random. The seed is per thread.
     cv2.grabCut(
       cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
       labels,
-      None,
+      (0, 0, 0, 0),  # Not read: the labels are given.
       background,
       object_,
       _GRABCUT_ROUNDS,
@@ -66,10 +66,9 @@ def compute(image: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _smooth(mask: np.ndarray) -> np.ndarray:
-  """Closes, then opens, by seven pixels of 256; RealNet by six.
+  """Closes, then opens, by seven pixels of 256; RealNet does so by six.
 
-  The side is odd: OpenCV moves a mask by a pixel for every pass with an even
-  one.
+  The side of the kernel is odd: an even one shifts a mask by a pixel.
   """
   side = 2 * max(1, round(3 * min(mask.shape) / 256)) + 1
   kernel = np.ones((side, side), np.uint8)
@@ -83,20 +82,20 @@ def load(
   kind: str,
   cache: str | None = None,
 ) -> np.ndarray:
-  """The masks of some images, from the cache where they are in it.
+  """The masks of images, from the cache if they are in it.
 
-  Any number of processes may do this at once. A cache that cannot be written
-  costs time, with a warning.
+  Any number of processes may do this at once. If the cache cannot be written,
+  masks are computed each time, and a warning says so.
 
   Args:
     records: N records.
-    size: height and width the images are resized to first.
+    size: height and width to which the images are resized first.
     kind: 'otsu' or 'grabcut'.
-    cache: a folder; None means dmdd_jax/foreground in the user's cache folder.
+    cache: a folder; None for dmdd_jax/foreground in the user's cache folder.
 
   Returns:
-    (N, size, size, 1) uint8 in {0, 1}, 1 on the object. One that covers under
-    2 or over 98 per cent of its image has failed: it is 1 everywhere.
+    (N, size, size, 1) uint8 in {0, 1}, 1 on the object. A mask that covers less
+    than 2 % or more than 98 % of its image has failed; it is 1 everywhere.
 
   Raises:
     ValueError: another kind.
@@ -134,6 +133,7 @@ def load(
 
 
 def _user_cache() -> str:
+  """The default folder of cached masks."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return os.path.join(home, 'dmdd_jax', 'foreground')
 
@@ -160,7 +160,7 @@ def _cached(
 
 
 def _keep(name: str, mask: np.ndarray) -> bool:
-  """Writes a mask so that no other process sees half of it."""
+  """Writes a mask at once; returns whether the folder could be written."""
   folder = os.path.dirname(name)
   try:
     os.makedirs(folder, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Reads and checks images and masks; knows neither TensorFlow nor jax.
+"""Reads and checks images and masks, without TensorFlow and jax.
 
 Synopsis:
 
   train = images.validate(dataset.train, on_bad='skip')
   pictures, masks = images.load_arrays(train, size=256)
 
-A file that cannot be used as an image or a mask ends in a
-`files.BadImageError`, which says what it is, what was expected and what to do.
+A file that cannot be used as an image or a mask raises `files.BadImageError`.
+The message names the file, what was found, what was expected and what to do.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,12 +22,12 @@ from PIL import ImageOps
 from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
 
-# What a stranger may send: others (EPS, for one) start programs.
+# Safe for uploads; other formats (EPS, for example) start programs.
 UPLOAD_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 
 
 class ImageTooLargeError(files.BadImageError):
-  """An image has more pixels than are allowed."""
+  """An image has more pixels than allowed."""
 
 
 def validate(
@@ -41,17 +41,17 @@ def validate(
   orientation. A defect image whose mask is all zero is kept, with a warning.
 
   Args:
-    records: what to check.
-    on_bad: 'error' raises at a bad file; 'skip' drops its record, with a
-      warning that names it, and a count.
+    records: the records to check.
+    on_bad: 'error' raises at a bad file; 'skip' drops its record and logs a
+      warning with the file, and the count of all dropped records.
     num_threads: threads that decode; 0 for one per processor.
 
   Returns:
     The records without the dropped ones, in their order.
 
   Raises:
-    BadImageError: a bad file under 'error' (the first in the order of records;
-      the others are named too), or nothing left under 'skip'.
+    BadImageError: with 'error', a file is bad; the message has the first one in
+      full and names others. With 'skip', all files are bad.
     ValueError: another on_bad.
   """
   if on_bad not in ('error', 'skip'):
@@ -64,7 +64,7 @@ def validate(
   if bad and on_bad == 'error':
     more = ''
     if len(bad) > 1:
-      more = f' And {len(bad) - 1} more: {files.some(bad[1:], sep="; ")}.'
+      more = f' And {len(bad) - 1} more: {files.abbreviate(bad[1:], sep="; ")}.'
     raise files.BadImageError(
       f'{bad[0]}.{more} Replace or remove the file, or leave bad files out '
       'with --config.data.on_bad_image=skip.'
@@ -83,7 +83,7 @@ def validate(
 
 
 def _fault(record: records_lib.Record) -> str | None:
-  """Returns what is wrong with the files of a record, None for nothing."""
+  """Returns the fault of a record's files as a text, None for good files."""
   try:
     image = _read(record.image, _to_rgb)
     if record.mask is None:
@@ -111,20 +111,20 @@ def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
 
   The EXIF orientation is applied. 16-bit greyscale is scaled from its full
   range (0-65535 to 0-255), not stretched. Palette and greyscale become RGB.
-  Transparent images are laid over black: what colour a file stores under
-  transparent pixels depends on the program that wrote it. Of several frames
-  the first is read. An image of another size is resized to the square with an
-  antialiased bilinear filter, its aspect ratio not kept.
+  Transparent images are laid over black, because the colour under transparent
+  pixels depends on the program that wrote the file. The first of several frames
+  is read. An image of another size is resized to the square with an antialiased
+  bilinear filter; its aspect ratio is not kept.
 
   Args:
     path: the file.
-    size: height and width of the result; None for those of the file.
+    size: height and width of the result; None keeps those of the file.
 
   Returns:
     uint8 (size, size, 3) in [0, 255].
 
   Raises:
-    BadImageError: the file is missing, no image, truncated, or of 32-bit
+    BadImageError: the file is missing, no image or truncated, or has 32-bit
       integers or floats, whose range is unknown.
   """
   image = np.asarray(_read(path, _to_rgb))
@@ -132,18 +132,18 @@ def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
 
 
 def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
-  """Reads an image of a stranger, like `read_image`.
+  """Reads an uploaded image, like `read_image`.
 
   Args:
-    content: of a file in one of `UPLOAD_FORMATS`.
+    content: the bytes of a file in one of `UPLOAD_FORMATS`.
     max_pixels: a larger image is refused by its header, before it is decoded.
 
   Returns:
-    uint8 (H, W, 3).
+    uint8 (H, W, 3) RGB in [0, 255].
 
   Raises:
-    ImageTooLargeError: it has more pixels.
-    BadImageError: it is no such image, or damaged.
+    ImageTooLargeError: the image has more pixels.
+    BadImageError: the file has another format or is damaged.
   """
   try:
     with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as file:
@@ -167,7 +167,11 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
 def decode_file(
   path: str | os.PathLike, content: bytes | None = None
 ) -> Image.Image:
-  """Like `read_image`, as a Pillow image; of its `content` where it is given.
+  """Reads an image like `read_image`, as a Pillow image of mode RGB.
+
+  Args:
+    path: the file.
+    content: the bytes of the file, if they are in memory already.
 
   Raises:
     BadImageError: as for `read_image`.
@@ -186,13 +190,14 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
 def read_mask(path: str | os.PathLike, size: int | None) -> np.ndarray:
   """Reads a mask; a pixel that is not black is anomalous.
 
-  The EXIF orientation is applied, transparent pixels count as black. In a JPEG
-  the brighter half of the range counts, as its compression leaves near-black
-  noise around edges. Resized by nearest neighbour.
+  The EXIF orientation is applied, and transparent pixels count as black. In a
+  JPEG only the brighter half of the range is anomalous, because compression
+  makes near-black noise around edges. A mask of another size is resized by
+  nearest neighbour.
 
   Args:
-    path: the file.
-    size: height and width of the result; None for those of the file.
+    path: the file, or a folder of masks, which are joined.
+    size: height and width of the result; None keeps those of the file.
 
   Returns:
     uint8 (size, size, 1) in {0, 1}.
@@ -219,7 +224,7 @@ def load_arrays(
   """Reads all images and masks into memory; see `read_image`, `read_mask`.
 
   Args:
-    records: what to read, N records.
+    records: N records.
     size: height and width.
     num_threads: threads that decode; 0 for one per processor.
 
@@ -236,8 +241,9 @@ def load_arrays(
 
   def fill(index: int) -> None:
     images[index] = read_image(records[index].image, size)
-    if records[index].mask is not None:
-      masks[index] = read_mask(records[index].mask, size)
+    mask = records[index].mask
+    if mask is not None:
+      masks[index] = read_mask(mask, size)
 
   map_threads(fill, range(len(records)), num_threads)
   return images, masks
@@ -249,22 +255,22 @@ def _read_binary(path: str | os.PathLike) -> Image.Image:
     return _read(path, _to_binary)
   masks = [_read(name, _to_binary) for name in files.images(os.fspath(path))]
   if not masks or len({mask.size for mask in masks}) > 1:
-    found = 'no mask in this folder'
+    fault = 'no mask in this folder'
     if masks:
-      found = 'its masks differ in size'
-    raise files.BadImageError(f'{os.fspath(path)}: {found}')
+      fault = 'its masks differ in size'
+    raise files.BadImageError(f'{os.fspath(path)}: {fault}')
   union = np.max([np.asarray(mask) for mask in masks], axis=0)
   return Image.fromarray(union)
 
 
 def _read(
   path: str | os.PathLike,
-  convert: Callable[[Image.Image, str], Image.Image],
+  convert: Callable[[Image.Image, str | None], Image.Image],
   encoded: bytes | None = None,
 ) -> Image.Image:
   """Decodes a file in full, upright, converted; all faults as BadImageError.
 
-  Where its content is at hand, `encoded`, the file itself is not looked at.
+  With `encoded`, the content of the file, the file itself is not read.
   """
   path = os.fspath(path)
   try:
@@ -276,14 +282,14 @@ def _read(
   except Image.UnidentifiedImageError:
     size = os.path.getsize(path) if encoded is None else len(encoded)
     fault = f'not an image Pillow knows ({size} bytes)'
-  # Pillow's decoders raise what they like on corrupt bytes: OSError,
-  # SyntaxError, struct.error, IndexError, DecompressionBombError...
+  # Pillow's decoders raise many types on corrupt bytes: OSError, SyntaxError,
+  # struct.error, IndexError, DecompressionBombError...
   except Exception as error:
     fault = f'cannot be decoded ({str(error) or type(error).__name__})'
   raise files.BadImageError(f'{path}: {fault}')
 
 
-def _to_rgb(image: Image.Image, source: str) -> Image.Image:
+def _to_rgb(image: Image.Image, source: str | None) -> Image.Image:
   """Returns an 8-bit RGB image, see read_image; source is the file format."""
   if image.mode[0] in 'IF':
     # Some Pillow versions open 16-bit PNG and PPM as 'I'.
@@ -303,7 +309,7 @@ def _to_rgb(image: Image.Image, source: str) -> Image.Image:
   return image.convert('RGB')
 
 
-def _to_binary(image: Image.Image, source: str) -> Image.Image:
+def _to_binary(image: Image.Image, source: str | None) -> Image.Image:
   """Returns an 8-bit image in {0, 1}, see read_mask."""
   if image.mode[0] in 'IF':  # Before scaling: 1 of 65535 would become 0.
     values = np.asarray(image) != 0

@@ -1,8 +1,9 @@
-"""Data sets of any known layout, listed where they lie: the one entry.
+"""Lists data sets of every known layout, where they are on disk.
 
-'folder' is the user's own: a directory or a glob of normal images, and
-optionally of defective ones, masks, and normal images for the test. The others
-are public sets as their archives unpack; nothing is copied or renamed.
+'folder' is for your own images: a directory or a glob of normal images, and
+optionally of defective images, masks, and normal images for the test. The other
+layouts are those of public sets as their archives unpack. Nothing is copied or
+renamed.
 
 Synopsis:
 
@@ -22,10 +23,10 @@ from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
 
 MVTEC_AD, FOLDER = 'mvtec_ad', 'folder'
-# Sets without categories have one of this name.
+# Sets without categories: their one category has the name of the set.
 KOLEKTOR, MAGNETIC_TILE = 'kolektorsdd2', 'magnetic_tile'
 CATEGORIES = {
-  # Another folder in the same layout has categories of its own.
+  # Other folders in this layout may have other categories.
   MVTEC_AD: (
     'bottle',
     'cable',
@@ -80,15 +81,15 @@ NAMES = (*CATEGORIES, FOLDER)
 
 
 def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
-  """Lists what `config.data` names: its layout, root and category.
+  """Lists the data set that `config.data` names.
 
   Args:
     data: `name` is one of `NAMES`; the fields that a layout reads are described
       in configs/default.py.
 
   Raises:
-    MissingDataError, DatasetError: nothing usable is there.
-    ValueError: no such layout.
+    MissingDataError, DatasetError: there is no usable data set.
+    ValueError: `name` is no known layout.
   """
   name = data['name']
   if name == FOLDER:
@@ -120,20 +121,21 @@ def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
 
 
 def _images(folder: str) -> tuple[str, ...]:
-  """The images of a folder that has to be there and to hold some.
+  """The images of a folder.
 
   Raises:
-    MissingDataError, DatasetError: naming it.
+    MissingDataError: there is no such folder.
+    DatasetError: it has no image.
   """
   if not os.path.isdir(folder):
     raise files.MissingDataError(
       f'found no folder {folder}: set --config.data.root to where the set was'
       ' unpacked'
     )
-  found = files.images(folder)
-  if not found:
+  paths = files.images(folder)
+  if not paths:
     raise files.DatasetError(f'found no image in {folder}')
-  return found
+  return paths
 
 
 def _defect(
@@ -182,7 +184,7 @@ def _list_visa(root: str, category: str) -> records_lib.Dataset:
     raise files.MissingDataError(
       f'found no file {path}: set --config.data.root to where VisA was unpacked'
     )
-  parts = {'train': [], 'test': []}
+  parts: dict[str, list[records_lib.Record]] = {'train': [], 'test': []}
   with open(path, newline='', encoding='utf-8') as file:
     for row in csv.DictReader(file):
       if row['object'] != category:
@@ -202,15 +204,15 @@ def _list_visa(root: str, category: str) -> records_lib.Dataset:
 
 
 def _list_kolektor(root: str) -> records_lib.Dataset:
-  """KolektorSDD2: an image is defective where its ID_GT is not black.
+  """KolektorSDD2: an image is defective if its mask ID_GT is not black.
 
-  Defective images of its train folder are left out: here only normal ones are
-  trained on.
+  Defective images of the train folder are dropped: training uses normal images
+  alone.
   """
   parts = []
   for split in ('train', 'test'):
     paths = {files.stem(p): p for p in _images(os.path.join(root, split))}
-    found = []
+    records = []
     for stem, path in paths.items():
       if stem.endswith('_GT'):
         continue
@@ -218,15 +220,15 @@ def _list_kolektor(root: str) -> records_lib.Dataset:
         raise files.MissingDataError(f'found no mask of {path}')
       mask = paths[f'{stem}_GT']
       defective = images_lib.read_mask(mask, None).any()
-      found.append(
+      records.append(
         records_lib.Record(path, mask, 1, records_lib.DEFECT)
         if defective
         else records_lib.good(path)
       )
-    parts.append(found)
+    parts.append(records)
   train = tuple(record for record in parts[0] if not record.label)
   logging.info(
-    'KolektorSDD2: %d defective images of train/ are left out',
+    'KolektorSDD2: %d defective images of train/ are not used',
     len(parts[0]) - len(train),
   )
   return records_lib.Dataset(KOLEKTOR, train, tuple(parts[1]))
@@ -237,8 +239,8 @@ def _list_magnetic_tile(
 ) -> records_lib.Dataset:
   """Magnetic tiles: MT_NAME/Imgs/ID.jpg, masks ID.png beside them.
 
-  The set has no split of its own: a share of MT_Free, `test_fraction` drawn by
-  `test_seed`, is held for the test.
+  The set has no split of its own: a share `test_fraction` of MT_Free, drawn by
+  `test_seed`, is used for the test.
   """
   normal, test = [], []
   for name in files.folders(root) if os.path.isdir(root) else ():
@@ -274,9 +276,9 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
   """
   root = files.absolute(root)
   if not os.path.isdir(root):
-    found = 'a file' if os.path.exists(root) else 'nothing'
+    kind = 'a file' if os.path.exists(root) else 'nothing'
     raise files.MissingDataError(
-      f'Data root {root}: found {found}, expected a folder with one folder per '
+      f'Data root {root}: found {kind}, expected a folder with one folder per '
       'category (ROOT/CATEGORY/train/good). Set --config.data.root to it.'
     )
   return tuple(
@@ -291,9 +293,9 @@ def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
 
   Nothing is decoded here, see `images.validate`. Files whose name starts with
   a dot and files without an image suffix (`files.SUFFIXES`, any case) are
-  ignored. A test split that is empty or has no defects is legal, and logged as
-  a warning; so are masks without an image. A mask is ID_mask or ID with any
-  image suffix.
+  ignored. A test split that is empty or has no defects is legal and logged as a
+  warning, and so are masks without an image. The mask of image ID is ID_mask or
+  ID with any image suffix.
 
   Args:
     root: the folder of the categories.
@@ -334,7 +336,11 @@ def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
 
 
 def _category_folder(root: str, category: str) -> str:
-  """Returns the folder of a category, or raises with those that are there."""
+  """Returns the folder of a category.
+
+  Raises:
+    MissingDataError: there is none; the message lists the categories.
+  """
   categories = list_categories(root)
   folder = os.path.join(root, category)
   if category and os.path.isdir(folder):
@@ -383,7 +389,7 @@ def list_good(folder: str) -> tuple[records_lib.Record, ...]:
     others = [name for name in sorted(os.listdir(good)) if name[0] != '.']
     raise files.DatasetError(
       f'Category {folder}: found no image in train/good '
-      f'({files.some(others) or "it is empty"}), {expected}. Copy them '
+      f'({files.abbreviate(others) or "it is empty"}), {expected}. Copy them '
       'there, or choose another category or --config.data.root.'
     )
   return tuple(
@@ -400,8 +406,8 @@ def _unmasked_message(
   stem = files.stem(first.image)
   more = ''
   if len(unmasked) > 1:
-    rest = [f'{r.defect}/{os.path.basename(r.image)}' for r in unmasked[1:]]
-    more = f' The same holds for {len(rest)} more: {files.some(rest)}.'
+    others = [f'{r.defect}/{os.path.basename(r.image)}' for r in unmasked[1:]]
+    more = f' So do {len(others)} more: {files.abbreviate(others)}.'
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
@@ -411,7 +417,7 @@ def _unmasked_message(
 
 
 def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
-  """Logs what is odd but legal in a test split."""
+  """Logs warnings about a test split that is legal but unusual."""
   used = {record.mask for record in test}
   truth = os.path.join(folder, 'ground_truth')
   unused = []
@@ -426,7 +432,7 @@ def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
       'Masks in %s without an image in test/, ignored: %d: %s',
       truth,
       len(unused),
-      files.some(unused),
+      files.abbreviate(unused),
     )
   labels = {record.label for record in test}
   if not labels:

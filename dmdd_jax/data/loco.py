@@ -1,8 +1,8 @@
-"""MVTec LOCO AD's regions, and the areas from which they count as found.
+"""MVTec LOCO AD's regions and their saturation areas, for `region.spro`.
 
 Each mask file of an image is one region, connected or not. The value of its
 pixels names an entry of the category's defects_config.json. The rules are those
-of MVTec's evaluation code (its src/image.py).
+of MVTec's evaluation code (src/image.py).
 
 Synopsis:
 
@@ -31,7 +31,7 @@ def read_config(root: str, category: str) -> dict[int, dict[str, Any]]:
 
   Raises:
     MissingDataError: there is no such file.
-    DatasetError: it is not what it should be.
+    DatasetError: it is not a list of entries with the expected fields.
   """
   path = os.path.join(files.absolute(root), category, 'defects_config.json')
   if not os.path.isfile(path):
@@ -53,7 +53,7 @@ def read_config(root: str, category: str) -> dict[int, dict[str, Any]]:
 
 def read_regions(
   record: records_lib.Record, kinds: Mapping[int, Mapping[str, Any]]
-) -> list[tuple[np.ndarray, int]]:
+) -> list[tuple[np.ndarray, float]]:
   """The regions of an image, in the order of their files; none if it is good.
 
   Args:
@@ -64,11 +64,11 @@ def read_regions(
     Pairs of a mask (H, W) uint8 in {0, 1} and its saturation area in pixels.
 
   Raises:
-    DatasetError: a mask with several values, or with one that is no kind.
+    DatasetError: a mask has several values, or a value that is not in `kinds`.
   """
   if record.mask is None:
     return []
-  paths = (record.mask,)
+  paths: tuple[str, ...] = (record.mask,)
   if os.path.isdir(record.mask):
     paths = files.images(record.mask)
   regions = []
@@ -91,14 +91,14 @@ def read_regions(
   return regions
 
 
-def saturation_area(pixels: int, threshold: float, relative: bool) -> int:
+def saturation_area(pixels: int, threshold: float, relative: bool) -> float:
   """The saturation area of a region, in pixels.
 
   Args:
     pixels: the region's own area.
     threshold: the entry's `saturation_threshold`.
-    relative: its `relative_saturation`: whether the threshold is a share of
-      the region's area, not a number of pixels.
+    relative: the entry's `relative_saturation`: whether the threshold is a
+      share of the region's area. Otherwise it is a number of pixels.
 
   Returns:
     At least one pixel, at most the region's own area.

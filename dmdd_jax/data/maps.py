@@ -1,7 +1,14 @@
 """Anomaly maps as files: float32 TIFF or npy, one per image.
 
-The layout is that of MVTec's own evaluation code: ROOT/CATEGORY/test/DEFECT/
-ID.tiff (or .npy) beside the data set's test/DEFECT/ID.png.
+The layout is that of MVTec's own evaluation code: the map of the data set's
+test/DEFECT/ID.png is ROOT/CATEGORY/test/DEFECT/ID.tiff (or .npy). During an
+evaluation `metrics.store` keeps maps instead, in memory and a temporary file.
+
+Synopsis:
+
+  stem = maps.map_path('submission', 'screw', record)
+  maps.write_map(stem + '.tiff', anomaly_map)
+  anomaly_map = maps.read_map(maps.find_map(stem))
 """
 
 import os
@@ -19,13 +26,13 @@ class BadMapError(ValueError):
 
 
 def map_path(root: str, category: str, record: records_lib.Record) -> str:
-  """Where the map of a test image stands, without its suffix."""
+  """The path of a test image's map, without its suffix."""
   stem = os.path.splitext(os.path.basename(record.image))[0]
   return os.path.join(root, category, 'test', record.defect, stem)
 
 
 def write_map(path: str, anomaly_map: np.ndarray) -> None:
-  """Writes (H, W) as float32 to a .npy or .tiff file; makes the folder."""
+  """Writes a map (H, W) as float32 to .npy or .tiff; makes the folder."""
   os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   values = np.ascontiguousarray(anomaly_map, np.float32)
   if path.endswith('.npy'):
@@ -35,7 +42,11 @@ def write_map(path: str, anomaly_map: np.ndarray) -> None:
 
 
 def find_map(stem: str) -> str:
-  """The file of that stem with one of `SUFFIXES`; BadMapError without one."""
+  """The file with this path and one of `SUFFIXES`.
+
+  Raises:
+    BadMapError: there is none.
+  """
   for suffix in SUFFIXES:
     if os.path.isfile(stem + suffix):
       return stem + suffix
@@ -46,11 +57,11 @@ def find_map(stem: str) -> str:
 
 
 def read_map(path: str) -> np.ndarray:
-  """Reads (H, W) float32 or float64 from .npy or a single-channel TIFF.
+  """Reads a map (H, W), float32 or float64, from .npy or one-channel TIFF.
 
   Raises:
-    BadMapError: unreadable, not two-dimensional, not floating, or not finite.
-      An 8- or 16-bit map has lost its ranking and is refused.
+    BadMapError: the file cannot be read, or the map is not two-dimensional, not
+      of floating point or not finite. An 8- or 16-bit map has lost its ranking.
   """
   try:
     if path.endswith('.npy'):
@@ -71,10 +82,10 @@ def read_map(path: str) -> np.ndarray:
 
 
 def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Bilinear resize of (H, W) to float32 `size`, half-pixel centres.
+  """Resizes a map (H, W) to float32 of `size`, bilinear, half-pixel centres.
 
-  No filter is applied when shrinking; beyond the outermost centres the edge
-  value holds.
+  No filter is applied when shrinking. Beyond the outermost pixel centres the
+  value of the edge is repeated.
   """
   values = np.asarray(anomaly_map, np.float32)
   for axis, length in enumerate(size):
@@ -93,7 +104,7 @@ def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def top_mean(anomaly_map: np.ndarray, pixels: int) -> float:
-  """The mean of the highest `pixels` values: the image score."""
+  """The image score: the mean of the `pixels` highest values of a map."""
   flat = np.ravel(anomaly_map)
   pixels = min(pixels, flat.size)
   return float(np.partition(flat, flat.size - pixels)[-pixels:].mean())

@@ -1,4 +1,4 @@
-"""Random fields that generated images and textures are made of.
+"""Random fields for generated images and textures.
 
 Synopsis:
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-  """Returns the generator of one picture, independent of all others."""
+  """Returns the generator of one picture; other names give other numbers."""
   digest = hashlib.blake2b(f'{seed}/{name}'.encode(), digest_size=16).digest()
   words = np.frombuffer(digest, '<u4').tolist()
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
@@ -30,10 +30,10 @@ def band_limited(
   """Returns tileable band-limited noise, mean 0 and deviation 1, (S, S).
 
   Args:
-    rng: the source.
+    rng: the random generator.
     size: height and width S.
     cycles: the band's centre, in cycles per picture.
-    stretch: how many times longer the grains are than wide.
+    stretch: length of the grains over their width.
     angle: direction of the grains' length, in radians from the x axis.
     octaves: the band's width (deviation of log2 of the frequency).
   """

@@ -15,10 +15,11 @@ def rotate(
 
   Args:
     images: (B, S, S, C) float32.
-    cos: (B,), of each image's angle.
-    sin: (B,), likewise; 0, 1 and -1 keep values exactly.
-    outside: what comes into the corners: 'REFLECT', the image mirrored, or
-      'CONSTANT', 0.
+    cos: (B,) cosine of each image's angle.
+    sin: (B,) sine of each image's angle; quarter turns (0, 1 and -1) do not
+      interpolate.
+    outside: fill of the corners, 'REFLECT' for the mirrored image or 'CONSTANT'
+      for 0.
 
   Returns:
     (B, S, S, C) float32.

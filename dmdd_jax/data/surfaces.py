@@ -2,23 +2,22 @@
 
 The part is a piece of cloth with two eyelets and two prints in fixed places.
 Position, weave, light and grain vary from picture to picture. A defective
-picture and its clean twin come from the same random state, so the mask is known
-exactly: outside of it the two are equal. `procedural_textures` makes the images
-that synthetic anomalies are cut from when no texture folder is given.
+picture and its clean twin come from the same random state and are equal outside
+of the mask, so the mask is exact.
 
 Synopsis:
 
   surfaces.write_surfaces('demo', size=128)
   dataset = layouts.list_mvtec('demo', surfaces.CATEGORY)
 
-The defects in `ORDINARY` are such as synthetic anomalies resemble: spots and
-lines. Those in `HELD_OUT` (a part missing or moved, a third of the picture
-another weave) look like nothing that texture blobs draw, and show what a model
-trained on them does with the unexpected.
+The defects in `ORDINARY` are spots and lines, like synthetic anomalies. Those
+in `HELD_OUT` (a part missing or moved, a third of the picture in another weave)
+are unlike any synthetic anomaly. They show how a model that was trained on
+synthetic anomalies handles other defects.
 
-Pictures depend on the seed, the size and their name alone, by way of NumPy's
-Philox, so they are the same on every run; other processors may round a grey
-level differently.
+Pictures depend on the seed, the size and their name alone, through NumPy's
+Philox generator. They are the same on every run; other processors may round a
+grey level differently.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import dataclasses
 import json
 import os
 import shutil
+from typing import Any
 import uuid
 
 import numpy as np
@@ -59,7 +59,7 @@ _BRASS = np.array((0.74, 0.66, 0.47))
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-  """All that is random in one picture without its defect.
+  """The random state of one picture without its defect.
 
   x and y are the part's own coordinates at each pixel; fields are (S, S).
   """
@@ -76,6 +76,7 @@ class _Scene:
 
   @property
   def size(self) -> int:
+    """Height and width S of the picture."""
     return self.x.shape[0]
 
 
@@ -134,7 +135,9 @@ def _cloth(scene: _Scene, angle: float = 0.0) -> np.ndarray:
   return np.where(on_top, warp, weft) * (1 + scene.fibre[..., np.newaxis])
 
 
-def _eyelet(scene: _Scene, x: np.ndarray, y: np.ndarray):
+def _eyelet(
+  scene: _Scene, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns coverage (S, S) and colour (S, S, 3) of an eyelet at the origin."""
   radius = np.hypot(x, y)
   hole = _step(radius - 0.55 * _EYELET_RADIUS, scene.size)
@@ -166,20 +169,25 @@ def _code(scene: _Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return _step(np.minimum.reduce(distance), scene.size)
 
 
-def _box(x: np.ndarray, y: np.ndarray, half_x: float, half_y: float):
-  """Returns the signed distance, about, to an upright box at the origin."""
+def _box(
+  x: np.ndarray, y: np.ndarray, half_x: float, half_y: float
+) -> np.ndarray:
+  """Returns the approximate signed distance to an upright box at the origin."""
   return np.maximum(np.abs(x) - half_x, np.abs(y) - half_y)
 
 
 def _paint(
-  image: np.ndarray, scene: _Scene, part: str, moved=(0.0, 0.0)
+  image: np.ndarray,
+  scene: _Scene,
+  part: str,
+  moved: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[np.ndarray, np.ndarray]:
   """Puts a part on the cloth, displaced by moved; also its coverage (S, S)."""
   x = scene.x - _PLACES[part][0] - moved[0]
   y = scene.y - _PLACES[part][1] - moved[1]
   if part.startswith('eyelet'):
     coverage, colour = _eyelet(scene, x, y)
-  else:  # Ink lets some of the weave through.
+  else:  # The weave shows through the ink.
     coverage = (_logo if part == 'logo' else _code)(scene, x, y)
     colour = 0.3 * image + 0.7 * _INK
   alpha = coverage[..., np.newaxis]
@@ -203,7 +211,7 @@ def _assemble(
 
 
 def _holes(scene: _Scene) -> np.ndarray:
-  """Returns where the eyelets' holes are, nothing to scratch or stain there."""
+  """Returns the coverage (S, S) of the eyelets' holes: no defect lies there."""
   holes = np.zeros_like(scene.x)
   for part in ('eyelet_1', 'eyelet_2'):
     x, y = scene.x - _PLACES[part][0], scene.y - _PLACES[part][1]
@@ -230,8 +238,8 @@ def _curve(rng: np.random.Generator, length: float, bend: float) -> np.ndarray:
   count = 96
   turn = bend * np.cumsum(rng.normal(0, 1, 4)) / 2
   while True:
-    angle = rng.uniform(0, 2 * np.pi)
-    angle = angle + np.interp(np.linspace(0, 3, count), range(4), turn)
+    start = rng.uniform(0, 2 * np.pi)
+    angle = start + np.interp(np.linspace(0, 3, count), range(4), turn)
     steps = length / count * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     points = np.cumsum(steps, axis=0)
     points = points - points.mean(axis=0) + rng.uniform(0.15, 0.85, 2)
@@ -239,8 +247,12 @@ def _curve(rng: np.random.Generator, length: float, bend: float) -> np.ndarray:
       return points
 
 
-def _distance_to(scene: _Scene, points: np.ndarray):
-  """Returns distance to the nearest of the points, and its place in [0, 1]."""
+def _distance_to(
+  scene: _Scene, points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (S, S) distance to the nearest of the points (N, 2), and (S, S) its
+  place along them in [0, 1].
+  """
   pixels = np.stack([scene.x, scene.y], axis=-1).reshape(-1, 2)
   square = np.full(len(pixels), np.inf)
   nearest = np.zeros(len(pixels))
@@ -253,7 +265,9 @@ def _distance_to(scene: _Scene, points: np.ndarray):
   return np.sqrt(square).reshape(shape), place
 
 
-def _scratch(rng, scene, image):
+def _scratch(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """A thin line of frayed, lighter threads, fading towards its ends."""
   points = _curve(rng, rng.uniform(0.3, 0.6), 0.25)
   distance, place = _distance_to(scene, points)
@@ -265,7 +279,9 @@ def _scratch(rng, scene, image):
   return defective, alpha > 0.15
 
 
-def _stain(rng, scene, image):
+def _stain(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """A dark, soft, irregular spot that lets the weave through."""
   radius = rng.uniform(0.06, 0.12)
   centre = rng.uniform(0.15, 0.85, 2)
@@ -279,7 +295,9 @@ def _stain(rng, scene, image):
   return image * (1 - depth[..., np.newaxis] * tint), depth > 0.1
 
 
-def _dent(rng, scene, image):
+def _dent(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """A crater: one flank in the shade, the other lit, the ground darker."""
   radius = rng.uniform(0.07, 0.11)
   while True:
@@ -299,10 +317,17 @@ def _dent(rng, scene, image):
   return image * (1 + shade[..., np.newaxis]), inside > 0.08
 
 
-def _thread(rng, scene, image):
+def _thread(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """A foreign fibre lying on the part, in a muted colour."""
-  colours = ((0.16, 0.15, 0.15), (0.50, 0.38, 0.22), (0.28, 0.38, 0.30))
-  colours += ((0.86, 0.84, 0.76), (0.42, 0.24, 0.24))
+  colours = (
+    (0.16, 0.15, 0.15),
+    (0.50, 0.38, 0.22),
+    (0.28, 0.38, 0.30),
+    (0.86, 0.84, 0.76),
+    (0.42, 0.24, 0.24),
+  )
   colour = np.array(colours[rng.integers(len(colours))])
   points = _curve(rng, rng.uniform(0.4, 0.8), 1.6)
   distance, place = _distance_to(scene, points)
@@ -314,7 +339,9 @@ def _thread(rng, scene, image):
   return image + alpha[..., np.newaxis] * (fibre - image), alpha > 0.25
 
 
-def _part_missing(rng, scene, image):
+def _part_missing(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """One part is not there; the mask is where it should be."""
   part = rng.choice(sorted(_PLACES))
   cloth = _cloth(scene)
@@ -322,7 +349,9 @@ def _part_missing(rng, scene, image):
   return _assemble(scene, cloth, missing=part), coverage > 0.1
 
 
-def _part_moved(rng, scene, image):
+def _part_moved(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """One part lies elsewhere; the mask covers the old and the new place."""
   part = rng.choice(sorted(_PLACES))
   px, py, radius = _PLACES[part]
@@ -343,7 +372,9 @@ def _part_moved(rng, scene, image):
   return defective, np.maximum(old, new) > 0.1
 
 
-def _large_area(rng, scene, image):
+def _large_area(
+  rng: np.random.Generator, scene: _Scene, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """About a third of the cloth is woven at another angle, in another tone."""
   angle = rng.uniform(0, 2 * np.pi)
   along = np.cos(angle) * (scene.x - 0.5) + np.sin(angle) * (scene.y - 0.5)
@@ -359,7 +390,10 @@ def _large_area(rng, scene, image):
   return _assemble(scene, cloth), region & (covered < 0.5)
 
 
-_DEFECTS: dict[str, Callable] = {
+_Paint = Callable[
+  [np.random.Generator, _Scene, np.ndarray], tuple[np.ndarray, np.ndarray]
+]
+_DEFECTS: dict[str, _Paint] = {
   'scratch': _scratch,
   'stain': _stain,
   'dent': _dent,
@@ -375,13 +409,15 @@ HELD_OUT = ('part_missing', 'part_moved', 'large_area')
 def surface(
   name: str, size: int, seed: int = 0, defect: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Makes one picture; with the same name, the defective twin of the clean.
+  """Makes one picture.
+
+  With the same name, a defective picture is the twin of the clean one.
 
   Args:
     name: any text; pictures of different names are independent.
     size: height and width.
     seed: any integer.
-    defect: one of ORDINARY and HELD_OUT, None for a clean picture.
+    defect: one of `ORDINARY` and `HELD_OUT`, None for a clean picture.
 
   Returns:
     image uint8 (size, size, 3) in [0, 255], and mask uint8 (size, size) in
@@ -412,11 +448,11 @@ def write_surfaces(
   seed: int = 0,
   defects: Sequence[str] = ORDINARY,
 ) -> str:
-  """Writes ROOT/surface in the MVTec AD layout, as PNG; see records.py.
+  """Writes ROOT/surface in the MVTec AD layout, as PNG; see layouts.py.
 
-  A set that is already there with the same arguments is left as it is, one
-  with others is replaced. The set is built beside its place and moved there
-  when complete, so an interrupted call leaves no half of one.
+  An existing set with the same arguments is kept, one with other arguments is
+  replaced. The set is built beside its place and moved there when complete, so
+  an interrupted call leaves no incomplete set.
 
   Args:
     root: where the category's folder goes; made when missing.
@@ -425,7 +461,7 @@ def write_surfaces(
     test_good: number of good test images.
     per_defect: number of test images per kind of defect.
     seed: any integer.
-    defects: kinds out of ORDINARY and HELD_OUT.
+    defects: kinds out of `ORDINARY` and `HELD_OUT`.
 
   Returns:
     The path of ROOT/surface.
@@ -466,7 +502,13 @@ def write_surfaces(
   return target
 
 
-def _check_arguments(size, train, test_good, per_defect, defects) -> None:
+def _check_arguments(
+  size: int,
+  train: int,
+  test_good: int,
+  per_defect: int,
+  defects: Sequence[str],
+) -> None:
   """Raises ValueError, see write_surfaces."""
   lowest = {'size': 32, 'train': 1, 'test_good': 0, 'per_defect': 0}
   given = (size, train, test_good, per_defect)
@@ -477,20 +519,24 @@ def _check_arguments(size, train, test_good, per_defect, defects) -> None:
   if unknown:
     raise ValueError(
       f'Demo set: unknown defects {", ".join(map(str, unknown))}, expected '
-      f'some of {", ".join(_DEFECTS)}.'
+      f'kinds out of {", ".join(_DEFECTS)}.'
     )
 
 
-def _is_written(target: str, parameters: dict) -> bool:
-  """Returns whether target is that very set; raises if it is not ours."""
+def _is_written(target: str, parameters: dict[str, Any]) -> bool:
+  """Returns whether target is the set of these parameters.
+
+  Raises:
+    DatasetError: target holds other files than a demo set.
+  """
   if not os.path.lexists(target):
     return False
   try:
     with open(os.path.join(target, MARKER), encoding='utf-8') as file:
-      found = json.load(file)
+      written = json.load(file)
   except (OSError, ValueError):
-    found = None
-  if not isinstance(found, dict) or found.get('generator') != _GENERATOR:
+    written = None
+  if not isinstance(written, dict) or written.get('generator') != _GENERATOR:
     if os.path.isdir(target) and not os.listdir(target):
       return False
     raise files.DatasetError(
@@ -498,14 +544,16 @@ def _is_written(target: str, parameters: dict) -> bool:
       'nothing or an earlier demo set. It is not overwritten: move it away, '
       'or choose another folder.'
     )
-  return found == parameters
+  return written == parameters
 
 
-def _write_pictures(folder: str, parameters: dict) -> None:
+def _write_pictures(folder: str, parameters: dict[str, Any]) -> None:
   """Writes all pictures and masks, then the marker, into an empty folder."""
   size, seed = parameters['size'], parameters['seed']
-  jobs = [('train', None, parameters['train'])]
-  jobs.append(('test', None, parameters['test_good']))
+  jobs: list[tuple[str, str | None, int]] = [
+    ('train', None, parameters['train']),
+    ('test', None, parameters['test_good']),
+  ]
   for defect in parameters['defects']:
     jobs.append(('test', defect, parameters['per_defect']))
   for split, defect, count in jobs:
@@ -524,8 +572,8 @@ def _write_pictures(folder: str, parameters: dict) -> None:
     json.dump(parameters, file, indent=2)
 
 
-def _swap(building: str, target: str, parameters: dict) -> None:
-  """Moves a complete set to its place, an earlier one out of it."""
+def _swap(building: str, target: str, parameters: dict[str, Any]) -> None:
+  """Moves a complete set to its place and deletes an earlier one."""
   if _is_written(target, parameters):  # By another process, meanwhile.
     return
   earlier = f'{building}-earlier'
@@ -534,7 +582,7 @@ def _swap(building: str, target: str, parameters: dict) -> None:
       os.rename(target, earlier)
     os.rename(building, target)
   except OSError:
-    # The other process may have been quicker by less than that.
+    # Another process may have put the same set there in between.
     if not _is_written(target, parameters):
       raise
   finally:

@@ -98,7 +98,7 @@ class Options:
   foreground: str = 'off'
   texture_augment: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.image_size < 32 or self.image_size % 32:
       raise ValueError(
         'config.data.image_size (or .tile_size, if set) must be a positive'
@@ -216,7 +216,7 @@ def _perlin_tables(size: int) -> tuple[np.ndarray, np.ndarray]:
     weight = t**3 * (t * (6.0 * t - 15.0) + 10.0)
     fade.append(weight)
     slope.append(weight * (position - nodes))
-  return np.float32(fade), np.float32(slope)
+  return np.array(fade, np.float32), np.array(slope, np.float32)
 
 
 def perlin_noise(draws: Draws, size: int) -> tf.Tensor:

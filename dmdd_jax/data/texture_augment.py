@@ -1,9 +1,9 @@
 """DRAEM's alterations of textures, as batched TensorFlow ops.
 
-Each texture goes through three different ones of ten, in an order of its own.
+Each texture goes through three different alterations of ten, in random order.
 The list and its ranges are those of DRAEM's published training code (imgaug's
-augmenters). Where imgaug itself draws among variants we take one: brightness
-is HSV's value (imgaug draws the colour space), values are floats in between.
+augmenters). Where imgaug draws among variants, one is taken: brightness is
+HSV's value (imgaug draws the colour space). Values are not rounded in between.
 
 Synopsis:
 
@@ -29,8 +29,9 @@ def augment(
 
   Args:
     images: (B, S, S, 3) float32 in [0, 1].
-    order: (B, COUNT) in [0, 1); the three highest say which, and their order.
-    values: (B, VALUES) in [0, 1), what they draw.
+    order: (B, COUNT) in [0, 1); the three highest are the alterations, in their
+      order.
+    values: (B, VALUES) in [0, 1), the random numbers of the alterations.
 
   Returns:
     (B, S, S, 3) float32 in [0, 1].
@@ -53,17 +54,17 @@ def augment(
 
 
 def _between(low: float, high: float, drawn: tf.Tensor) -> tf.Tensor:
-  """U(low, high), one per image, (B, 1, 1, 1), from (B,) in [0, 1)."""
+  """Scales (B,) in [0, 1) to [low, high), as (B, 1, 1, 1)."""
   return (low + (high - low) * drawn)[:, None, None, None]
 
 
 def gamma(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Each channel to a power of its own, 0.5 to 2."""
+  """Raises each channel to a power of its own, 0.5 to 2."""
   return images ** (0.5 + 1.5 * drawn[:, None, None, :3])
 
 
 def brightness(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """HSV's value times 0.8 to 1.2, plus up to 30 of 255 either way."""
+  """Multiplies HSV's value by 0.8 to 1.2 and adds -30 to 30 of 255."""
   hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(images), axis=-1)
   factor = _between(0.8, 1.2, drawn[:, 0])[..., 0]
   shift = _between(-30.0, 30.0, drawn[:, 1])[..., 0] / 255.0
@@ -88,7 +89,7 @@ def sharpness(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
 
 
 def hue_and_saturation(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Both shifted by up to 50 of 255 either way; hue goes round."""
+  """Adds -50 to 50 of 255 to both; hue wraps round."""
   hue, saturation, value = tf.unstack(tf.image.rgb_to_hsv(images), axis=-1)
   shifts = (100.0 * drawn[:, :2] - 50.0) / 255.0
   hue = tf.math.floormod(hue + shifts[:, 0, None, None], 1.0)
@@ -98,7 +99,7 @@ def hue_and_saturation(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
 
 
 def solarize(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Half of the time, what is above 32 to 128 of 255 is inverted."""
+  """Inverts, in half of the images, values above 32 to 128 of 255."""
   threshold = _between(32.0, 128.0, drawn[:, 1]) / 255.0
   happens = (drawn[:, 0] < 0.5)[:, None, None, None]
   inverted = tf.logical_and(happens, images >= threshold)
@@ -106,19 +107,19 @@ def solarize(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
 
 
 def posterize(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Only the highest 1 to 8 bits of eight are kept."""
+  """Keeps the highest 1 to 8 bits of eight."""
   step = 2.0 ** (7.0 - tf.floor(8.0 * drawn[:, 0]))[:, None, None, None]
   return tf.floor(tf.round(255.0 * images) / step) * step / 255.0
 
 
 def invert(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Black for white."""
+  """Inverts all values."""
   del drawn
   return 1.0 - images
 
 
 def autocontrast(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Each channel stretched to its range without up to 20 % at either end."""
+  """Stretches each channel to its range; clips up to 20 % at either end."""
   pixels = images.shape[1] * images.shape[2]
   flat = tf.sort(tf.reshape(images, [-1, pixels, 3]), axis=1)
   cut = tf.cast(0.2 * drawn[:, 0] * pixels, tf.int32)
@@ -130,7 +131,7 @@ def autocontrast(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
 
 
 def equalize(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Each channel's histogram over 256 levels made even, as Pillow does."""
+  """Equalizes each channel's histogram over 256 levels, as Pillow does."""
   del drawn
   pixels = images.shape[1] * images.shape[2]
   levels = tf.cast(tf.round(255.0 * images), tf.int32)
@@ -154,7 +155,7 @@ def equalize(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
 
 
 def rotate(images: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-  """Turned by up to 45 degrees either way, black outside."""
+  """Turns by -45 to 45 degrees, black outside."""
   angles = (2.0 * drawn[:, 0] - 1.0) * math.radians(45.0)
   return rotation.rotate(images, tf.cos(angles), tf.sin(angles), 'CONSTANT')
 

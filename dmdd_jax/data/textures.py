@@ -1,7 +1,8 @@
-"""What synthetic anomalies are filled with: images of a folder, DTD as
-TensorFlow Datasets has prepared it, or procedural textures.
+"""Textures that fill synthetic anomalies.
 
-From the same DTD, folder and prepared set give the same textures.
+They come from a folder of images, from DTD as prepared by TensorFlow Datasets,
+or they are procedural. DTD gives the same textures from its folder and from the
+prepared set.
 
 Synopsis:
 
@@ -9,7 +10,7 @@ Synopsis:
   fillings = textures.load('tfds:dtd', size=256, limit=1000, seed=0)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import heapq
 import os
@@ -36,9 +37,9 @@ def load(source: str, size: int, *, limit: int, seed: int) -> np.ndarray:
     source: a folder, searched recursively; 'tfds:dtd'; or '' for procedural
       textures.
     size: height and width of the result.
-    limit: at most so many, chosen by file name and seed; 0 is all of them, and
-      200 procedural ones.
-    seed: of the choice, or of the procedural textures.
+    limit: the highest number T of textures, chosen by file name and seed; 0 for
+      all images of the source, or 200 procedural textures.
+    seed: seed of the choice, or of the procedural textures.
 
   Returns:
     uint8 (T, size, size, 3) in [0, 255].
@@ -55,12 +56,12 @@ def load(source: str, size: int, *, limit: int, seed: int) -> np.ndarray:
     )
     return procedural_textures(count, size, seed)
   if source.startswith('tfds:'):
-    found = _load_tfds(source, size, limit, seed)
+    textures = _load_tfds(source, size, limit, seed)
   else:
     paths = list_textures(source)
-    found = load_textures(paths, size, limit, seed)
-  logging.info('%d textures from %s', len(found), source)
-  return found
+    textures = load_textures(paths, size, limit, seed)
+  logging.info('%d textures from %s', len(textures), source)
+  return textures
 
 
 def _load_tfds(source: str, size: int, limit: int, seed: int) -> np.ndarray:
@@ -70,7 +71,7 @@ def _load_tfds(source: str, size: int, limit: int, seed: int) -> np.ndarray:
       f'config.data.textures is {source!r}; of TensorFlow Datasets only'
       f' {TFDS_DTD!r} can be read'
     )
-  examples = _examples(_prepared_dtd())
+  examples: Iterable[tuple[str, bytes]] = _examples(_prepared_dtd())
   if limit:
     examples = heapq.nsmallest(
       limit, examples, key=lambda example: files.draw(example[0], seed)
@@ -121,7 +122,7 @@ def _examples(folder: str) -> Iterator[tuple[str, bytes]]:
     yield example['file_name'].decode(), example['image']
 
 
-def list_textures(path: str | os.PathLike) -> tuple[str, ...]:
+def list_textures(root: str | os.PathLike) -> tuple[str, ...]:
   """Returns the sorted paths of all images in a folder and those below it.
 
   For DTD give its root or its images/ folder. Links are followed; hidden files
@@ -131,24 +132,24 @@ def list_textures(path: str | os.PathLike) -> tuple[str, ...]:
     MissingDataError: the folder is missing.
     DatasetError: there is no image in it.
   """
-  path = files.absolute(path)
-  way_out = (
+  folder = files.absolute(root)
+  hint = (
     'Set --config.data.textures to a folder of images, or leave it empty for '
     'procedural textures.'
   )
-  if not os.path.isdir(path):
-    found = 'a file' if os.path.exists(path) else 'nothing'
+  if not os.path.isdir(folder):
+    kind = 'a file' if os.path.exists(folder) else 'nothing'
     raise files.MissingDataError(
-      f'Texture folder {path}: found {found}, expected a folder of images (any '
-      f'depth). {way_out}'
+      f'Texture folder {folder}: found {kind}, expected a folder of images'
+      f' (any depth). {hint}'
     )
-  found = files.images_below(path)
-  if not found:
+  paths = files.images_below(folder)
+  if not paths:
     raise files.DatasetError(
-      f'Texture folder {path}: found no image, expected at least one file with '
-      f'a suffix of {" ".join(files.SUFFIXES)} (any depth). {way_out}'
+      f'Texture folder {folder}: found no image, expected at least one file'
+      f' with a suffix of {" ".join(files.SUFFIXES)} (any depth). {hint}'
     )
-  return found
+  return paths
 
 
 def load_textures(
@@ -163,8 +164,9 @@ def load_textures(
   Args:
     paths: the files.
     size: height and width of the result.
-    limit: read at most as many, chosen by file name and seed; 0 for all.
-    seed: of the choice.
+    limit: the highest number of textures, chosen by file name and seed; 0 for
+      all.
+    seed: seed of the choice.
     num_threads: threads that decode; 0 for one per processor.
 
   Returns:
@@ -196,7 +198,8 @@ def read_texture(
   Args:
     path: the file.
     size: height and width of the result.
-    encoded: the content of the file, where it is at hand; path is its name.
+    encoded: the content of the file, if it is in memory already; the path then
+      only names it in errors.
 
   Returns:
     uint8 (size, size, 3) in [0, 255].
@@ -222,7 +225,7 @@ def procedural_textures(count: int, size: int, seed: int = 0) -> np.ndarray:
   marble, in turn. A texture depends on size, seed and its index alone.
 
   Args:
-    count: how many, T.
+    count: number T of textures.
     size: height and width.
     seed: any integer.
 
@@ -262,8 +265,10 @@ def _coloured(rng: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
   return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
-def _plane(rng: np.random.Generator, size: int, wobble: float):
-  """Returns turned and wobbled coordinates in [0, 1) or so, two of (S, S)."""
+def _plane(
+  rng: np.random.Generator, size: int, wobble: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns turned and wobbled coordinates, two of (S, S), about in [0, 1)."""
   y, x = np.meshgrid(*2 * [np.arange(size) / size], indexing='ij')
   angle = rng.uniform(0, np.pi)
   u = (
@@ -285,7 +290,7 @@ def _wave(phase: np.ndarray, hardness: float) -> np.ndarray:
   return 0.5 + 0.5 * np.tanh(hardness * wave) / np.tanh(hardness)
 
 
-def _cloudy(rng, size):
+def _cloudy(rng: np.random.Generator, size: int) -> np.ndarray:
   field = noise.band_limited(
     rng,
     size,
@@ -297,13 +302,13 @@ def _cloudy(rng, size):
   return np.clip(0.5 + rng.uniform(0.2, 0.5) * field, 0, 1)
 
 
-def _striped(rng, size):
+def _striped(rng: np.random.Generator, size: int) -> np.ndarray:
   u, _ = _plane(rng, size, rng.choice((0.0, 0.01, 0.03)))
   cycles = np.exp(rng.uniform(np.log(4), np.log(size / 5)))
   return _wave(u * cycles, rng.uniform(0.5, 6))
 
 
-def _checked(rng, size):
+def _checked(rng: np.random.Generator, size: int) -> np.ndarray:
   u, v = _plane(rng, size, rng.choice((0.0, 0.005, 0.02)))
   cycles = np.exp(rng.uniform(np.log(3), np.log(size / 6), 2))
   hardness = rng.uniform(0.5, 6)
@@ -311,10 +316,17 @@ def _checked(rng, size):
   return (a + b) / 2 if rng.random() < 0.5 else a * b + (1 - a) * (1 - b)
 
 
-def _cell_distances(rng, size):
-  """Returns distance to the nearest and second seed, and the nearest's index.
+def _cell_distances(
+  rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+  """Draws random seeds of cells and measures each pixel's distance to them.
 
-  The seeds tile with the picture; distances are in mean seed spacings.
+  The seeds repeat with the picture, which can be tiled.
+
+  Returns:
+    (S, S) distance to the nearest seed, (S, S) distance to the second nearest,
+    both in mean distances between seeds; (S, S) index of the nearest seed; and
+    the number of seeds.
   """
   count = int(rng.integers(12, 90))
   seeds = rng.random((count, 2)).astype(np.float32)
@@ -329,7 +341,7 @@ def _cell_distances(rng, size):
   return np.sqrt(first * count), np.sqrt(second * count), index, count
 
 
-def _cellular(rng, size):
+def _cellular(rng: np.random.Generator, size: int) -> np.ndarray:
   first, second, index, count = _cell_distances(rng, size)
   style = rng.integers(3)
   if style == 0:  # Plates with joints.
@@ -340,7 +352,7 @@ def _cellular(rng, size):
   return np.clip(first / rng.uniform(0.7, 1.2), 0, 1)  # Pebbles.
 
 
-def _dotted(rng, size):
+def _dotted(rng: np.random.Generator, size: int) -> np.ndarray:
   if rng.random() < 0.5:  # Irregular.
     first, _, index, count = _cell_distances(rng, size)
     radius = rng.uniform(0.15, 0.45, count)[index]
@@ -352,7 +364,7 @@ def _dotted(rng, size):
   return np.clip(edge * size / cycles + 0.5, 0, 1)
 
 
-def _marbled(rng, size):
+def _marbled(rng: np.random.Generator, size: int) -> np.ndarray:
   u, _ = _plane(rng, size, rng.uniform(0.02, 0.08))
   fine = noise.band_limited(rng, size, rng.uniform(6, 14), octaves=1.0)
   phase = u * rng.uniform(2, 8) + rng.uniform(0.1, 0.3) * fine

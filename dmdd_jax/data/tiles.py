@@ -1,10 +1,10 @@
-"""Overlapping tiles of large images, and maps of tiles made whole again.
+"""Cuts large images into overlapping tiles and joins the maps of tiles.
 
 The model sees a square of `data.tile_size` pixels at a time. Tiles are spread
-evenly, so that none sticks out of an image whose side is no multiple of
-theirs. A tile counts most in its middle and fades towards its edges (raised
-cosine); at every pixel the weights of all tiles sum to one, so that there is no
-seam, and a map that all tiles agree on comes out as it is.
+evenly, so that all of them lie inside the image, whatever its side. A tile's
+weight is highest in its middle and falls towards its edges (raised cosine). At
+every pixel the weights of all tiles sum to one, so a joined map has no seams,
+and a map on which all tiles agree does not change.
 
 Synopsis:
 
@@ -25,11 +25,11 @@ _MAX_OVERLAP = 0.75  # Every pixel in 16 tiles.
 
 
 class Grid:
-  """Where the tiles lie in images of one size.
+  """The places of the tiles in images of one size.
 
   Attributes:
-    shape: (height, width) of an image.
-    side: of a tile.
+    shape: (height, width) of an image, in pixels.
+    side: height and width of a tile, in pixels.
     corners: the (y, x) of each tile's first pixel.
   """
 
@@ -38,9 +38,9 @@ class Grid:
 
     Args:
       shape: (height, width), each at least `side`.
-      side: of a tile, in pixels.
-      overlap: share of its side that a tile has in common with the next, at
-        least; in [0, 0.75].
+      side: height and width of a tile, in pixels.
+      overlap: the least share of its side that a tile has in common with the
+        next tile; in [0, 0.75].
     """
     self.shape, self.side = shape, side
     rows, columns = (_starts(length, side, overlap) for length in shape)
@@ -55,7 +55,7 @@ class Grid:
     return len(self.corners)
 
   def cut(self, image: np.ndarray, tile: int) -> np.ndarray:
-    """The view (side, side, ...) of an image (H, W, ...) that a tile is."""
+    """A tile of an image (H, W, ...), as a view (side, side, ...)."""
     y, x = self.corners[tile]
     return image[y : y + self.side, x : x + self.side]
 
@@ -67,18 +67,18 @@ class Grid:
 
 
 def input_side(data: Mapping[str, Any]) -> int:
-  """The side of what the model sees: of a tile, or of the whole image."""
+  """The side of the model's input: of a tile, or of the whole image."""
   return data.get('tile_size', 0) or data['image_size']
 
 
 def make_grid(
   data: Mapping[str, Any], shape: tuple[int, int] | None = None
 ) -> Grid:
-  """The grid that `config.data` asks for; a single tile where it asks for none.
+  """The grid of `config.data`; a single tile if `tile_size` is 0.
 
   Args:
     data: `image_size`, `tile_size` and `tile_overlap` are read.
-    shape: of the images; by default the square of `image_size`.
+    shape: (height, width) of the images; by default `image_size` squared.
 
   Raises:
     ValueError: a field is out of its range.
@@ -102,14 +102,14 @@ def split(data: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
   grid = make_grid(data)
   if len(grid) == 1:
     return images
-  found = np.empty(
+  parts = np.empty(
     (len(images), len(grid), grid.side, grid.side, images.shape[-1]),
     images.dtype,
   )
-  for image, parts in zip(images, found):
+  for image, cuts in zip(images, parts):
     for tile in range(len(grid)):
-      parts[tile] = grid.cut(image, tile)
-  return found.reshape(-1, *found.shape[2:])
+      cuts[tile] = grid.cut(image, tile)
+  return parts.reshape(-1, *parts.shape[2:])
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
@@ -120,7 +120,7 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def _weights(length: int, side: int, starts: list[int]) -> np.ndarray:
-  """(len(starts), side) float32, what sums to one at each of the pixels."""
+  """(len(starts), side) float32 weights that sum to one at each pixel."""
   window = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
   total = np.zeros(length)
   for start in starts:

@@ -103,7 +103,9 @@ def _ellipse(
   return 1.0 - (along / radii[0]) ** 2 - (across / radii[1]) ** 2
 
 
-def _scratch(rng, image, x, y):
+def _scratch(
+  rng: np.random.Generator, image: np.ndarray, x: float, y: float
+) -> np.ndarray:
   """A curved line of one or a few pixels, brighter or darker."""
   size = image.shape[0]
   count = int(size * rng.uniform(0.04, 0.35))
@@ -111,7 +113,8 @@ def _scratch(rng, image, x, y):
     rng.uniform(-8.0, 8.0) / size
   )
   points = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], -1), axis=0)
-  points = np.int32(np.rint((points + (x, y)) * 8))  # In eighths of a pixel.
+  # In eighths of a pixel.
+  points = np.rint((points + (x, y)) * 8).astype(np.int32)
   line = np.zeros((size, size), np.uint8)
   width = int(rng.integers(1, max(2, round(size / 64)) + 1))
   cv2.polylines(line, [points], False, 255, width, cv2.LINE_AA, 3)
@@ -120,22 +123,28 @@ def _scratch(rng, image, x, y):
   return image + (line / 255.0)[..., np.newaxis] * colour
 
 
-def _blur(rng, image, x, y):
+def _blur(
+  rng: np.random.Generator, image: np.ndarray, x: float, y: float
+) -> np.ndarray:
   size = image.shape[0]
   inside = np.clip(4.0 * _ellipse(rng, size, x, y, 1 / 32), 0.0, 1.0)
   blurred = cv2.GaussianBlur(image, (0, 0), size / 256 * rng.uniform(1.5, 5.0))
   return image + inside[..., np.newaxis] * (blurred - image)
 
 
-def _tint(rng, image, x, y):
+def _tint(
+  rng: np.random.Generator, image: np.ndarray, x: float, y: float
+) -> np.ndarray:
   """Darker or brighter, and of another hue."""
   inside = np.clip(2.0 * _ellipse(rng, image.shape[0], x, y, 1 / 40), 0.0, 1.0)
   gain = rng.uniform(*((0.55, 0.85), (1.15, 1.6))[rng.integers(2)])
-  gain = gain * rng.uniform(0.85, 1.15, 3)
-  return image + inside[..., np.newaxis] * image * (gain - 1.0)
+  gains = gain * rng.uniform(0.85, 1.15, 3)
+  return image + inside[..., np.newaxis] * image * (gains - 1.0)
 
 
-def _missing(rng, image, x, y):
+def _missing(
+  rng: np.random.Generator, image: np.ndarray, x: float, y: float
+) -> np.ndarray:
   """What is there is painted over from around it."""
   inside = _ellipse(rng, image.shape[0], x, y, 1 / 64) > 0.0
   painted = cv2.inpaint(
@@ -147,7 +156,9 @@ def _missing(rng, image, x, y):
   return np.where(inside[..., np.newaxis], painted / 255.0, image)
 
 
-def _dent(rng, image, x, y):
+def _dent(
+  rng: np.random.Generator, image: np.ndarray, x: float, y: float
+) -> np.ndarray:
   """The image drawn together or apart."""
   size = image.shape[0]
   inside = np.clip(_ellipse(rng, size, x, y, 1 / 25), 0.0, 1.0)
@@ -155,8 +166,8 @@ def _dent(rng, image, x, y):
   rows, columns = np.mgrid[:size, :size]
   return cv2.remap(
     image,
-    np.float32(columns + pull * (columns - x)),
-    np.float32(rows + pull * (rows - y)),
+    (columns + pull * (columns - x)).astype(np.float32),
+    (rows + pull * (rows - y)).astype(np.float32),
     cv2.INTER_LINEAR,
     borderMode=cv2.BORDER_REFLECT,
   )

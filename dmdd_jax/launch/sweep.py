@@ -107,7 +107,8 @@ def _write_finished(
       with open(path) as file:
         found.setdefault(seed, {})[category] = json.load(file)
   for seed, rows in found.items():
-    results_lib.write_tables(rows, os.path.join(workdir, f'seed_{seed}'))
+    tables = results_lib.format_tables(rows)
+    storage.write_texts(os.path.join(workdir, f'seed_{seed}'), tables)
   if found:
     write_summary(found, workdir)
   return found
@@ -211,7 +212,9 @@ def write_summary(
       numbers = [repr(cell['mean']), repr(cell['std']), str(cell['seeds'])]
       sheet.append(','.join([category, metric, *numbers]))
   table = '\n'.join(lines) + '\n'
-  results_lib.write_json(os.path.join(workdir, 'results.json'), summary)
+  storage.write_text(
+    os.path.join(workdir, 'results.json'), results_lib.format_json(summary)
+  )
   storage.write_text(os.path.join(workdir, 'results.md'), table)
   storage.write_text(
     os.path.join(workdir, 'results.csv'), '\n'.join(sheet) + '\n'

@@ -1,23 +1,31 @@
 """Ranking metrics, exact with ties: AUROC, average precision and F1-max.
 
+Synopsis:
+
   auroc, ap, f1, threshold = ranking.ranking(scores, labels)
 
-All of them, and AU-PRO too, depend on the scores only through a few counts at
-each distinct score of a positive. `steps` finds these from the highest score
-down in blocks of bounded size, so a set larger than memory costs more passes
-over the data, not more memory; nothing is binned and no global argsort is
-made. Each block's anomaly-free scores are sorted once, without labels, and the
-counts are looked up in them.
+These metrics, and AU-PRO, need only a few counts at each distinct score of a
+positive. `steps` computes the counts from the highest score down, in blocks of
+bounded size. A set larger than memory costs more passes over the data, not
+more memory. Nothing is binned, and no global argsort is made: each block's
+anomaly-free scores are sorted once, without labels, and the counts are looked
+up in them.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import functools
 import os
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dmdd_jax.metrics import store as store_lib
+
+# Reads an image by its index: scores (n,), groups (n,) or None, and weights
+# (G + 1,) or None, as described in `steps`.
+Read = Callable[[int], tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]
 
 # Pixels of a block, counting a positive as _POSITIVE_COST anomaly-free ones,
 # for it is argsorted with its weight.
@@ -57,14 +65,15 @@ class Ranking(NamedTuple):
 class RankingSums:
   """Adds up AUROC, AP and F1-max over blocks of steps."""
 
-  def __init__(self, positives, negatives):
+  def __init__(self, positives: int, negatives: int):
+    """Starts at zero; takes the number of all positives and negatives."""
     self._positives, self._negatives = positives, negatives
     self._hits = 0
     self._wins = 0  # twice the Mann-Whitney statistic, exact
     self._ap = 0.0
-    self._f1, self._threshold = -1.0, np.nan
+    self._f1, self._threshold = -1.0, float('nan')
 
-  def add(self, block):
+  def add(self, block: Steps) -> None:
     """Takes the next block of `Steps`, in descending order of score."""
     beaten = 2 * self._negatives - block.above - block.upto
     self._wins += int(np.dot(block.hits, beaten))
@@ -76,8 +85,8 @@ class RankingSums:
     if f1[best] > self._f1:
       self._f1, self._threshold = float(f1[best]), float(block.score[best])
 
-  def result(self):
-    """Returns the `Ranking` of all that was added."""
+  def result(self) -> Ranking:
+    """Returns the `Ranking` of all blocks added; NaN without both labels."""
     if not self._positives or not self._negatives:
       return Ranking(np.nan, np.nan, np.nan, np.nan)
     pairs = 2 * self._positives * self._negatives
@@ -89,56 +98,56 @@ class RankingSums:
     )
 
 
-def ranking(scores, labels):
+def ranking(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Ranking:
   """AUROC, AP and F1-max of scores against binary labels.
 
   AUROC counts a tie of a positive and a negative as half. AP is the sum of
-  precision times the step in recall over the distinct scores (no
-  interpolation), as scikit-learn's `average_precision_score`. F1-max is the
-  highest F1 over the thresholds "score >= t"; of several best thresholds the
-  highest is returned.
+  precision times the step in recall over the distinct scores, without
+  interpolation, as in scikit-learn's `average_precision_score`. F1-max is the
+  highest F1 over the thresholds "score >= t". If several thresholds give it,
+  the highest of them is returned.
 
   Args:
     scores: finite numbers of any shape, higher means more anomalous.
     labels: the same shape, in {0, 1}.
 
   Returns:
-    A `Ranking` of fractions; all NaN unless both labels occur (with one class
-    alone AUROC has no pairs, and precision is 0 or 1 at every threshold).
+    A `Ranking` of fractions, all NaN unless both labels occur. With one class
+    AUROC has no pairs, and precision is 0 or 1 at every threshold.
 
   Raises:
     ValueError: on shapes that disagree, other labels, non-finite scores.
   """
-  scores = store_lib.check_scores(scores, 'scores').ravel()
-  labels = np.asarray(labels).ravel()
-  if scores.shape != labels.shape:
-    raise ValueError(
-      f'scores have {scores.size} entries and labels {labels.size}'
-    )
-  labels = store_lib.check_labels(labels)
-  positives = int(np.count_nonzero(labels))
-  sums = RankingSums(positives, labels.size - positives)
-  if 0 < positives < labels.size:
+  flat = store_lib.check_scores(scores, 'scores').ravel()
+  truth = np.asarray(labels).ravel()
+  if flat.shape != truth.shape:
+    raise ValueError(f'scores have {flat.size} entries and labels {truth.size}')
+  truth = store_lib.check_labels(truth)
+  positives = int(np.count_nonzero(truth))
+  sums = RankingSums(positives, truth.size - positives)
+  if 0 < positives < truth.size:
     chunk = 2**19
-    starts = range(0, labels.size, chunk)
+    starts = range(0, truth.size, chunk)
 
-    def read(index):
+    def read(index: int) -> tuple[np.ndarray, np.ndarray, None]:
       part = slice(starts[index], starts[index] + chunk)
-      return scores[part], labels[part], None
+      return flat[part], truth[part], None
 
-    sizes = [min(chunk, labels.size - start) for start in starts]
+    sizes = [min(chunk, truth.size - start) for start in starts]
     for block in steps(read, sizes):
       sums.add(block)
   return sums.result()
 
 
-def auroc(scores, labels):
+def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
   """Area under the ROC curve; see `ranking`."""
   return ranking(scores, labels).auroc
 
 
-def roc_curve(scores, labels):
-  """Every corner of the ROC curve, for plotting; ties are one straight line.
+def roc_curve(
+  scores: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+  """Every corner of the ROC curve, for plotting; a tie is one straight line.
 
   Args:
     scores: (N,) finite numbers, higher means more anomalous.
@@ -155,35 +164,39 @@ def roc_curve(scores, labels):
   labels = store_lib.check_labels(labels).astype(np.int64)
   if scores.shape != labels.shape or not 0 < labels.sum() < labels.size:
     raise ValueError(
-      f'a ROC curve needs both labels, found {int(labels.sum())} positives of'
+      f'a ROC curve needs both labels, got {int(labels.sum())} positives of'
       f' {labels.size} and {scores.size} scores'
     )
   order = np.argsort(-scores, kind='stable')
   last = np.append(np.diff(scores[order]) != 0, True)
   hits, alarms = np.cumsum(labels[order]), np.cumsum(1 - labels[order])
-  return tuple(
+  fpr, tpr = (
     np.append(0.0, count[last] / count[-1]) for count in (alarms, hits)
   )
+  return fpr, tpr
 
 
-def average_precision(scores, labels):
+def average_precision(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
   """Average precision; see `ranking`."""
   return ranking(scores, labels).ap
 
 
-def f1_max(scores, labels):
+def f1_max(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
   """The highest F1 and the threshold "score >= t" it needs; see `ranking`."""
   result = ranking(scores, labels)
   return result.f1_max, result.f1_max_threshold
 
 
-def steps(read, sizes, block_pixels=None):
+def steps(
+  read: Read, sizes: Sequence[int], block_pixels: int | None = None
+) -> Iterator[Steps]:
   """Yields blocks of `Steps` over a set of images, highest scores first.
 
-  Memory is bounded by the block, not by the set: the range of scores is cut at
-  quantiles of a sample, and each block gathers its own scores in a pass over
-  the images. A score that fills a block by itself (saturated maps) is counted
-  without being gathered. The cuts do not change the result.
+  Memory depends on the size of a block, not on the size of the set: the range
+  of scores is cut at quantiles of a sample, and each block gathers its own
+  scores in a pass over the images. A score that fills a block by itself
+  (saturated maps) is counted without being gathered. The cuts do not change the
+  result.
 
   Args:
     read: function of the image's index to (scores, groups, weights): scores
@@ -191,11 +204,11 @@ def steps(read, sizes, block_pixels=None):
       none; weights (G + 1,) float64, the weight of a positive of each group,
       or None for 1.
     sizes: n of each image.
-    block_pixels: about how many pixels to hold at a time; a positive counts
-      for six. By default a quarter of the set, at least 2**20.
+    block_pixels: approximate number of pixels to hold at a time; a positive
+      counts as six. By default a quarter of the set, at least 2**20.
 
   Yields:
-    Non-empty `Steps`; none at all without positives.
+    Non-empty `Steps`; nothing if there are no positives.
   """
   block_pixels = block_pixels or max(_BLOCK, sum(sizes) // 4)
   above = 0
@@ -218,14 +231,15 @@ class _Cell(NamedTuple):
   high: float | None
 
   @property
-  def single(self):
+  def single(self) -> bool:
+    """Whether the cell holds one score alone."""
     return self.low is not None and self.low == self.high
 
-  def holds(self, scores):
-    """The (n,) bool of scores in the cell, or None for all of them."""
+  def holds(self, scores: np.ndarray) -> np.ndarray | None:
+    """Which of the (n,) scores are in the cell, (n,) bool; None for all."""
     if self.single:
       return scores == self.low
-    inside = None
+    inside: np.ndarray | None = None
     if self.low is not None:
       inside = scores >= self.low if self.closed else scores > self.low
     if self.high is not None:
@@ -234,7 +248,7 @@ class _Cell(NamedTuple):
     return inside
 
 
-def _cells(read, sizes, block_pixels):
+def _cells(read: Read, sizes: Sequence[int], block_pixels: int) -> list[_Cell]:
   """Cuts the scores into cells of about `block_pixels`, highest first."""
   total = sum(sizes)
   if total * _POSITIVE_COST <= block_pixels:
@@ -246,7 +260,8 @@ def _cells(read, sizes, block_pixels):
   cuts, repeats = np.unique(
     scores[np.searchsorted(cost, marks)], return_counts=True
   )
-  cells, low, closed = [], None, False
+  cells: list[_Cell] = []
+  low, closed = None, False
   for cut, repeat in zip(cuts, repeats, strict=True):
     cells.append(_Cell(low, closed, cut))
     low, closed = cut, repeat == 1
@@ -256,7 +271,7 @@ def _cells(read, sizes, block_pixels):
   return cells[::-1]
 
 
-def _sample(read, sizes):
+def _sample(read: Read, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
   """Scores of random pixels, ascending, and what each costs in a block."""
   rng = np.random.default_rng(0)
   scores, cost = [], []
@@ -268,31 +283,36 @@ def _sample(read, sizes):
     scores.append(image[picks])
     hit = 0 if groups is None else groups[picks] > 0
     cost.append(np.where(hit, _POSITIVE_COST, 1) * np.ones(len(picks)))
-  scores, cost = np.concatenate(scores), np.concatenate(cost)
-  order = np.argsort(scores)
-  return scores[order], cost[order]
+  joined = np.concatenate(scores)
+  order = np.argsort(joined)
+  return joined[order], np.concatenate(cost)[order]
 
 
 class _Part(NamedTuple):
-  """What one worker found in a cell; of a single-score cell only counts."""
+  """One worker's scores of a cell; of a single-score cell only the counts."""
 
-  negatives: np.ndarray  # sorted
-  positives: np.ndarray
-  weights: np.ndarray
-  counts: tuple  # of negatives and positives
+  negatives: np.ndarray  # (n,) scores, ascending
+  positives: np.ndarray  # (p,) scores
+  weights: np.ndarray  # (p,) of the positives; their sums in a single cell
+  counts: np.ndarray  # (2,) of negatives and positives, in a single cell
 
 
-def _gather(read, cell, images):
-  """Collects the scores of a cell from some images into a `_Part`."""
-  negatives, positives, weights, counts = [], [], [], np.zeros(2, np.int64)
+def _gather(read: Read, cell: _Cell, images: Sequence[int]) -> _Part:
+  """Collects the scores of a cell from the images of these indices."""
+  negatives: list[np.ndarray] = []
+  positives: list[np.ndarray] = []
+  weights: list[np.ndarray] = []
+  counts = np.zeros(2, np.int64)
   for index in images:
     scores, groups, weight = read(index)
     inside = cell.holds(scores)
     if groups is None:
-      if cell.single:
+      if inside is None:
+        negatives.append(scores)
+      elif cell.single:
         counts[0] += np.count_nonzero(inside)
       else:
-        negatives.append(scores if inside is None else scores[inside])
+        negatives.append(scores[inside])
       continue
     if inside is not None:
       groups = groups[inside]
@@ -306,14 +326,14 @@ def _gather(read, cell, images):
     scores = scores if inside is None else scores[inside]
     positives.append(scores[hit])
     negatives.append(scores[~hit])
-  negatives = _join(negatives)
-  negatives.sort()
-  return _Part(negatives, _join(positives), _join(weights), tuple(counts))
+  ascending = _join(negatives)
+  ascending.sort()
+  return _Part(ascending, _join(positives), _join(weights), counts)
 
 
-def _join(arrays):
+def _join(arrays: list[np.ndarray]) -> np.ndarray:
   """Concatenates arrays and empties the list."""
-  # Empty ones are left out, for their dtype would widen the result.
+  # Empty ones are dropped: their dtype could widen the result.
   arrays[:] = [array for array in arrays if len(array)]
   if not arrays:
     return np.empty(0)
@@ -328,18 +348,23 @@ def _join(arrays):
   return joined
 
 
-def _block(parts, cell, above, pool):
-  """The `Steps` of a cell and how many negatives it holds."""
+def _block(
+  parts: Sequence[_Part],
+  cell: _Cell,
+  above: int,
+  pool: concurrent.futures.Executor,
+) -> tuple[Steps, int]:
+  """The `Steps` of a cell and the number of its negatives."""
   if cell.single:
     negatives, hits = np.sum([part.counts for part in parts], axis=0)
     weight = sum(part.weights.sum() for part in parts)
-    found = slice(0, int(hits > 0))
+    step = slice(0, int(hits > 0))  # Empty without positives.
     return Steps(
-      np.array([cell.low])[found],
-      np.array([hits])[found],
-      np.array([weight])[found],
-      np.array([above])[found],
-      np.array([above + negatives])[found],
+      np.array([cell.low])[step],
+      np.array([hits])[step],
+      np.array([weight])[step],
+      np.array([above])[step],
+      np.array([above + negatives])[step],
     ), int(negatives)
   total = sum(len(part.negatives) for part in parts)
   positives = _join([part.positives for part in parts])
@@ -351,10 +376,14 @@ def _block(parts, cell, above, pool):
   starts = np.flatnonzero(np.append(True, positives[1:] != positives[:-1]))
   score = positives[starts]
   weights = _join([part.weights for part in parts])[order]
-  lower = sum(pool.map(lambda p: np.searchsorted(p.negatives, score), parts))
-  higher = sum(
-    pool.map(lambda p: np.searchsorted(p.negatives, score, 'right'), parts)
-  )
+  lower = np.zeros(len(score), np.int64)
+  for count in pool.map(lambda p: np.searchsorted(p.negatives, score), parts):
+    lower += count
+  higher = np.zeros(len(score), np.int64)
+  for count in pool.map(
+    lambda p: np.searchsorted(p.negatives, score, 'right'), parts
+  ):
+    higher += count
   return Steps(
     score[::-1],
     np.diff(starts, append=len(positives))[::-1],

@@ -1,17 +1,21 @@
 """Metrics of how well regions are outlined: AU-PRO, sPRO, AUPIMO.
 
+Synopsis:
+
   pro_30, pro_05 = region.au_pro(maps, masks, limits=(0.3, 0.05))
   fpr, pro = region.pro_curve(maps, masks, points=500)
   per_image = region.aupimo(maps, masks)
 
-Maps are (N, H, W) or a sequence of N (H_i, W_i) arrays of floats, higher means
-more anomalous; masks have the same shapes, in {0, 1}. Every distinct score is a
-threshold, ties are merged, nothing is binned.
+Maps are (N, H, W) or a sequence of N (H_i, W_i) arrays of floats; higher means
+more anomalous. Masks have the same shapes, in {0, 1}. Every distinct score is a
+threshold. Ties are merged, and nothing is binned.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from dmdd_jax.metrics import ranking
@@ -25,51 +29,61 @@ _TOP_PIXELS = 2**22
 
 
 class Pixels(NamedTuple):
-  """Maps checked and their regions found; what every function here needs.
+  """Checked maps and the regions of their masks, for all metrics here.
 
   Attributes:
     maps: sequence of N finite (H_i, W_i) float arrays.
     regions: sequence of N arrays, empty for an image without defects, else
       (H_i, W_i) unsigned: 0 outside of defects, else 1 + the region's index.
-    areas: N arrays (R_i,) of pixels per region.
+    areas: N arrays (R_i,) int64 of the pixels of each region.
     sizes: N pixel counts.
   """
 
-  maps: object
-  regions: object
-  areas: list
-  sizes: list
+  maps: store_lib.Arrays
+  regions: store_lib.Arrays
+  areas: list[np.ndarray]
+  sizes: list[int]
 
   @property
-  def positives(self):
+  def positives(self) -> int:
     """Defect pixels of all images."""
     return int(sum(area.sum() for area in self.areas))
 
   @property
-  def negatives(self):
+  def negatives(self) -> int:
     """Anomaly-free pixels of all images, good ones included."""
     return sum(self.sizes) - self.positives
 
   @property
-  def defective(self):
+  def defective(self) -> np.ndarray:
     """(N,) bool, which images have a defect pixel."""
     return np.array([len(area) > 0 for area in self.areas], bool)
 
-  def read(self, index):
-    """The (n,) scores of an image, and its region indices or None."""
+  def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The (n,) scores of an image, and its (n,) region indices or None."""
     scores = store_lib.as_float(self.maps[index]).reshape(-1)
     if not len(self.areas[index]):
       return scores, None
     return scores, self.regions[index].reshape(-1)
 
-  def steps(self, weights=None):
+  def read_regions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The (n,) scores and region indices of an image with a defect."""
+    scores = store_lib.as_float(self.maps[index]).reshape(-1)
+    return scores, self.regions[index].reshape(-1)
+
+  def steps(
+    self, weights: Sequence[np.ndarray] | None = None
+  ) -> Iterator[ranking.Steps]:
     """`ranking.steps` over the images.
 
     Args:
-      weights: N arrays (R_i,), what a pixel of each region weighs, or None.
+      weights: N arrays (R_i,), the weight of a pixel of each region; None
+        for 1.
     """
 
-    def read(index):
+    def read(
+      index: int,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
       scores, regions = self.read(index)
       weight = None if weights is None else np.append(0.0, weights[index])
       return scores, regions, weight
@@ -79,22 +93,25 @@ class Pixels(NamedTuple):
       block = min(2**24, max(2**20, sum(self.sizes) // 4))
     return ranking.steps(read, self.sizes, block)
 
-  def region_weights(self):
-    """Weights that make a cumulative sum over `steps` the mean overlap."""
+  def region_weights(self) -> list[np.ndarray]:
+    """N arrays (R_i,): with them a cumulative sum over `steps` is the PRO."""
     count = sum(len(area) for area in self.areas)
     return [1.0 / (count * area) for area in self.areas]
 
 
-def prepare(maps, masks):
-  """Checks maps and masks and finds their regions.
+Maps = Pixels | store_lib.MapStore | store_lib.Arrays
+
+
+def prepare(maps: Maps, masks: store_lib.Arrays | None) -> Pixels:
+  """Checks maps and masks and labels the regions.
 
   Args:
-    maps: (N, H, W) floats or N arrays (H_i, W_i), or a `maps.MapStore` with
-      masks None. Finite; read again and again, never copied as a whole.
+    maps: (N, H, W) finite floats or N arrays (H_i, W_i), or a `store.MapStore`
+      with masks None. They are read several times, never copied as a whole.
     masks: the same shapes, in {0, 1}; zeros for a good image.
 
   Returns:
-    `Pixels`, which all functions of this module also take as `maps`, so that
+    `Pixels`. All functions of this module also take them as `maps`, so that
     several metrics share the work.
 
   Raises:
@@ -103,35 +120,38 @@ def prepare(maps, masks):
   """
   if isinstance(maps, Pixels):
     return maps
-  regions = []
+  regions: list[np.ndarray] | store_lib.ArraySpool = []
   if isinstance(maps, store_lib.MapStore):
     regions = store_lib.ArraySpool(
       min(_REGION_BYTES, maps.limit_bytes), maps.directory
     )
-    maps, masks = maps.maps, maps.masks
+    masks = maps.masks
+    maps = maps.maps
+  if masks is None:
+    raise ValueError('masks are None; only a MapStore brings its own')
   if len(maps) != len(masks):
     raise ValueError(f'there are {len(maps)} maps and {len(masks)} masks')
   areas, sizes = [], []
   for index in range(len(maps)):
     shape = store_lib.check_map(maps[index], index).shape
     mask = store_lib.check_mask(masks[index], shape, index)
-    found, area = label_regions(mask)
-    regions.append(found)
+    region, area = label_regions(mask)
+    regions.append(region)
     areas.append(area)
     sizes.append(int(np.prod(shape)))
   return Pixels(maps, regions, areas, sizes)
 
 
-def label_regions(mask):
-  """Finds the 8-connected regions of a mask.
+def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Labels the 8-connected regions of a mask.
 
   Args:
     mask: (H, W) uint8 in {0, 1}.
 
   Returns:
-    The region indices, empty if there are none, else (H, W) in the smallest
-    unsigned dtype, 0 outside and 1 + the region's index inside; and (R,) int64
-    the pixels of each.
+    The region indices and the number of pixels of each region, (R,) int64.
+    The indices are empty without regions, else (H, W) in the smallest unsigned
+    dtype: 0 outside and 1 + the region's index inside.
   """
   rows = np.flatnonzero(mask.any(axis=1))
   if not len(rows):
@@ -147,14 +167,23 @@ def label_regions(mask):
 class ProSums:
   """Adds up AU-PRO (or sPRO) for several limits over blocks of steps.
 
-  The area under PRO over FPR is taken pixel by pixel: a defect pixel adds its
-  weight to PRO from the false-positive rate at which it is found up to the
-  limit. Where it ties with anomaly-free pixels the curve rises on a straight
-  line through the tie; this is the trapezoid over the merged thresholds, and
-  the interpolation at the limit, without building the curve.
+  The area under PRO over FPR is added up pixel by pixel: a defect pixel adds
+  its weight from the false-positive rate of its own score up to the limit.
+  Where it ties with anomaly-free pixels the curve rises on a straight line
+  through the tie. This is the trapezoid over the merged thresholds, with
+  interpolation at the limit, without building the curve.
   """
 
-  def __init__(self, limits, negatives):
+  def __init__(self, limits: Sequence[float], negatives: int):
+    """Starts at zero.
+
+    Args:
+      limits: FPR limits in (0, 1].
+      negatives: number of anomaly-free pixels.
+
+    Raises:
+      ValueError: on a limit outside (0, 1].
+    """
     for limit in limits:
       if not 0 < limit <= 1:
         raise ValueError(f'FPR limit {limit} is not in (0, 1]')
@@ -162,23 +191,24 @@ class ProSums:
     self._limits = [limit * negatives for limit in limits]
     self._areas = [0.0] * len(limits)
 
-  def add(self, block):
+  def add(self, block: ranking.Steps) -> None:
     """Takes a block of `ranking.Steps` whose weights are shares of PRO."""
     above, upto = block.above, block.upto
     for k, limit in enumerate(self._limits):
-      left = np.maximum(limit - above, 0.0)
-      right = np.maximum(limit - upto, 0.0)
+      # Room up to the limit before and after the step.
+      before = np.maximum(limit - above, 0.0)
+      after = np.maximum(limit - upto, 0.0)
       width = np.maximum(upto - above, 1)
       inside = np.where(
-        upto <= limit, (left + right) / 2, left * left / (2 * width)
+        upto <= limit, (before + after) / 2, before * before / (2 * width)
       )
       self._areas[k] += float(np.dot(block.weight, inside))
 
-  def done(self, block):
+  def done(self, block: ranking.Steps) -> bool:
     """Whether the blocks after this one lie beyond every limit."""
-    return block.upto[-1] >= max(self._limits, default=0)
+    return bool(block.upto[-1] >= max(self._limits, default=0))
 
-  def result(self):
+  def result(self) -> list[float]:
     """The areas divided by their limits; NaN without negatives."""
     return [
       area / limit if limit else np.nan
@@ -186,7 +216,11 @@ class ProSums:
     ]
 
 
-def au_pro(maps, masks=None, limits=(0.3, 0.05)):
+def au_pro(
+  maps: Maps,
+  masks: store_lib.Arrays | None = None,
+  limits: Sequence[float] = (0.3, 0.05),
+) -> list[float]:
   """Area under the per-region overlap curve as MVTec AD defines it.
 
   PRO at a threshold is the mean, over the 8-connected regions of all masks, of
@@ -219,14 +253,18 @@ def au_pro(maps, masks=None, limits=(0.3, 0.05)):
   return sums.result()
 
 
-def pro_curve(maps, masks=None, points=None):
+def pro_curve(
+  maps: Maps,
+  masks: store_lib.Arrays | None = None,
+  points: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
   """The PRO curve, for plotting.
 
   Args:
     maps: maps, or the `Pixels` of `prepare`.
     masks: masks; None with `Pixels` or a `MapStore`.
-    points: keep about this many corners, evenly spaced along the curve; None
-      keeps all of them (the curve whose area `au_pro` returns).
+    points: approximate number of corners to keep, evenly spaced along the
+      curve; None keeps all (the curve whose area `au_pro` returns).
 
   Returns:
     (K,) FPR and (K,) PRO, ascending, from (0, 0) to (1, 1).
@@ -255,17 +293,22 @@ def pro_curve(maps, masks=None, points=None):
   return fpr, pro
 
 
-def curves(maps, masks=None, points=400, focus=0.3):
+def curves(
+  maps: Maps,
+  masks: store_lib.Arrays | None = None,
+  points: int = 400,
+  focus: float = 0.3,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """The ROC and the PRO curve of the pixels in one pass, for plotting.
 
-  They are thinned as they are found, so that memory stays bounded whatever the
+  The curves are thinned block by block, so that memory does not grow with the
   number of pixels.
 
   Args:
     maps: maps, or the `Pixels` of `prepare`.
     masks: masks; None with `Pixels` or a `MapStore`.
-    points: about how many corners to keep of each curve, evenly spaced along
-      it, twice as dense up to `focus`.
+    points: approximate number of corners to keep of each curve, evenly spaced
+      along it, twice as dense up to `focus`.
     focus: an FPR.
 
   Returns:
@@ -278,11 +321,11 @@ def curves(maps, masks=None, points=400, focus=0.3):
   pixels = prepare(maps, masks)
   if not pixels.positives or not pixels.negatives:
     raise ValueError('the curves need both defect and anomaly-free pixels')
-  found = ([np.zeros((2, 1))], [np.zeros((2, 1))])
+  roc, pro = [np.zeros((2, 1))], [np.zeros((2, 1))]
   for block in pixels.steps(pixels.region_weights()):
     fpr = np.stack([block.above, block.upto], 1).ravel() / pixels.negatives
     for parts, gain in zip(
-      found, (block.hits / pixels.positives, block.weight), strict=True
+      (roc, pro), (block.hits / pixels.positives, block.weight), strict=True
     ):
       rate = parts[-1][1, -1] + np.append(0.0, np.cumsum(gain))
       rate = np.stack([rate[:-1], rate[1:]], 1).ravel()
@@ -290,12 +333,17 @@ def curves(maps, masks=None, points=400, focus=0.3):
       cell = np.floor(way * (points / 3))
       keep = np.append(cell[1:] != cell[:-1], True)
       parts.append(np.stack([fpr[keep], np.minimum(rate[keep], 1.0)]))
-  for parts in found:
-    parts.append(np.ones((2, 1)))
-  return tuple(tuple(np.concatenate(parts, axis=1)) for parts in found)
+  fpr, tpr = np.concatenate([*roc, np.ones((2, 1))], axis=1)
+  pro_fpr, overlap = np.concatenate([*pro, np.ones((2, 1))], axis=1)
+  return (fpr, tpr), (pro_fpr, overlap)
 
 
-def pro_per_image(maps, masks=None, thresholds=200, limit=0.3):
+def pro_per_image(
+  maps: Maps,
+  masks: store_lib.Arrays | None = None,
+  thresholds: int = 200,
+  limit: float = 0.3,
+) -> np.ndarray:
   """The PRO of RD4AD's line of work, one value per image with a defect.
 
   Published tables of RD4AD, RD++, DeSTSeg's successors and others use it. It
@@ -316,7 +364,7 @@ def pro_per_image(maps, masks=None, thresholds=200, limit=0.3):
   Args:
     maps: maps, or the `Pixels` of `prepare`.
     masks: masks; None with `Pixels` or a `MapStore`.
-    thresholds: how many steps.
+    thresholds: number of steps between the lowest and the highest score.
     limit: FPR limit.
 
   Returns:
@@ -325,8 +373,8 @@ def pro_per_image(maps, masks=None, thresholds=200, limit=0.3):
   """
   pixels = prepare(maps, masks)
   values = np.full(len(pixels.sizes), np.nan)
-  for index in np.flatnonzero(pixels.defective):
-    scores, regions = pixels.read(index)
+  for index in np.flatnonzero(pixels.defective).tolist():
+    scores, regions = pixels.read_regions(index)
     low, high = float(scores.min()), float(scores.max())
     step = (high - low) / thresholds
     normal = np.sort(scores[regions == 0])
@@ -347,14 +395,19 @@ def pro_per_image(maps, masks=None, thresholds=200, limit=0.3):
   return values
 
 
-def spro(maps, regions, limits=(0.3, 0.05)):
+def spro(
+  maps: store_lib.Arrays,
+  regions: Sequence[Sequence[tuple[npt.ArrayLike, float]]],
+  limits: Sequence[float] = (0.3, 0.05),
+) -> list[float]:
   """Area under the saturated per-region overlap, for MVTec LOCO AD.
 
-  sPRO at a threshold is the mean over regions of min(pixels found / saturation
-  area, 1): a region counts as found once its saturation area is, for where a
-  part is missing no outline is right. FPR, trapezoid and limit are those of
-  `au_pro`; with every saturation area the region's own it is `au_pro`. Source:
-  Bergmann et al., Beyond Dents and Scratches, IJCV 2022.
+  sPRO at a threshold is the mean over regions of min(n / saturation area, 1),
+  where n is the number of the region's pixels at or above the threshold. A
+  region counts in full once n reaches its saturation area, because a missing
+  part has no exact outline. FPR, trapezoid and limit are those of `au_pro`. If
+  every saturation area is the region's own area, the result is that of
+  `au_pro`. Source: Bergmann et al., Beyond Dents and Scratches, IJCV 2022.
 
   Args:
     maps: (N, H, W) floats or N arrays (H_i, W_i).
@@ -378,9 +431,9 @@ def spro(maps, regions, limits=(0.3, 0.05)):
     anomaly_map = store_lib.check_map(maps[index], index)
     union = np.zeros(anomaly_map.shape, np.uint8)
     for mask, area in pairs:
-      mask = store_lib.check_mask(mask, anomaly_map.shape, index)
-      union |= mask
-      inside = np.sort(anomaly_map[mask > 0])[::-1]
+      binary = store_lib.check_mask(mask, anomaly_map.shape, index)
+      union |= binary
+      inside = np.sort(anomaly_map[binary > 0])[::-1]
       if not len(inside) or not area > 0:
         raise ValueError(
           f'image {index}: a region of {len(inside)} pixels has saturation '
@@ -393,19 +446,25 @@ def spro(maps, regions, limits=(0.3, 0.05)):
   pixels = prepare(maps, unions)
   if not pixels.positives or not pixels.negatives:
     return [np.nan] * len(limits)
-  scores, count = np.concatenate(scores), len(scores)
-  order = np.argsort(scores)
-  scores = scores[order]
-  total = np.append(0.0, np.cumsum(np.concatenate(weights)[order] / count))
+  joined = np.concatenate(scores)
+  order = np.argsort(joined)
+  joined = joined[order]
+  shares = np.concatenate(weights)[order] / len(scores)
+  total = np.append(0.0, np.cumsum(shares))
   sums = ProSums(limits, pixels.negatives)
   for block in pixels.steps():
-    weight = total[np.searchsorted(scores, block.score, 'right')]
-    weight -= total[np.searchsorted(scores, block.score)]
+    weight = total[np.searchsorted(joined, block.score, 'right')]
+    weight -= total[np.searchsorted(joined, block.score)]
     sums.add(block._replace(weight=weight))
   return sums.result()
 
 
-def aupimo(maps, masks=None, normal=None, bounds=(1e-5, 1e-4)):
+def aupimo(
+  maps: Maps,
+  masks: store_lib.Arrays | None = None,
+  normal: npt.ArrayLike | None = None,
+  bounds: tuple[float, float] = (1e-5, 1e-4),
+) -> np.ndarray:
   """Area under the per-image overlap curve, one value per defective image.
 
   At a threshold, the shared FPR is the mean over the normal images of the
@@ -427,18 +486,18 @@ def aupimo(maps, masks=None, normal=None, bounds=(1e-5, 1e-4)):
     bounds: the lowest and highest shared FPR, 0 < low < high < 1.
 
   Returns:
-    (N,) float64, NaN for images without defects. All NaN if there is no normal
-    image, or if these have too few pixels for one of them to be a rate below
-    the upper bound (see `aupimo_undefined`).
+    (N,) float64, NaN for images without defects. All NaN without normal images,
+    and if one pixel of the normal images is a rate above the upper bound (see
+    `aupimo_undefined`).
   """
   pixels = prepare(maps, masks)
-  normal = ~pixels.defective if normal is None else np.asarray(normal, bool)
+  chosen = ~pixels.defective if normal is None else np.asarray(normal, bool)
   values = np.full(len(pixels.sizes), np.nan)
-  if aupimo_undefined(pixels, normal, bounds):
+  if aupimo_undefined(pixels, chosen, bounds):
     return values
-  marks, above, upto = shared_fpr(pixels, normal, bounds[1])
-  for index in np.flatnonzero(pixels.defective):
-    scores, regions = pixels.read(index)
+  marks, above, upto = shared_fpr(pixels, chosen, bounds[1])
+  for index in np.flatnonzero(pixels.defective).tolist():
+    scores, regions = pixels.read_regions(index)
     defect = np.sort(scores[regions > 0])
     before = 1 - np.searchsorted(defect, marks, 'right') / len(defect)
     after = 1 - np.searchsorted(defect, marks) / len(defect)
@@ -446,8 +505,18 @@ def aupimo(maps, masks=None, normal=None, bounds=(1e-5, 1e-4)):
   return values
 
 
-def aupimo_undefined(pixels, normal, bounds=(1e-5, 1e-4)):
-  """Why AUPIMO is undefined on these images, or None if it is defined."""
+def aupimo_undefined(
+  pixels: Pixels,
+  normal: np.ndarray,
+  bounds: tuple[float, float] = (1e-5, 1e-4),
+) -> str | None:
+  """The reason why AUPIMO is undefined on these images, or None.
+
+  Args:
+    pixels: `Pixels` of N images.
+    normal: (N,) bool, the normal images.
+    bounds: the lowest and highest shared FPR.
+  """
   if not pixels.positives:
     return 'no defect pixels in the masks'
   sizes = np.array(pixels.sizes)[normal]
@@ -462,7 +531,9 @@ def aupimo_undefined(pixels, normal, bounds=(1e-5, 1e-4)):
   return None
 
 
-def shared_fpr(pixels, normal, highest):
+def shared_fpr(
+  pixels: Pixels, normal: np.ndarray, highest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The shared FPR of normal images at their distinct scores, to a bound.
 
   Args:
@@ -474,52 +545,61 @@ def shared_fpr(pixels, normal, highest):
     (K,) scores, descending; (K,) the FPR above each and (K,) at or above each.
     Only the last of these exceeds `highest`.
   """
-  images = np.flatnonzero(normal)
-  top, weight = [], []
+  images = np.flatnonzero(normal).tolist()
+  top: list[np.ndarray] = []
+  weight: list[np.ndarray] = []
   for index in images:
     scores, size = pixels.read(index)[0], pixels.sizes[index]
-    # A pixel below its own image's first so many lies beyond the bound.
+    # A pixel below the highest `count` of its image lies beyond the bound.
     count = min(size, int(highest * len(images) * size) + 1)
     top.append(np.partition(scores, size - count)[size - count :])
     weight.append(np.full(count, 1.0 / (len(images) * size)))
     if sum(map(len, top)) > _TOP_PIXELS:
       head, rates = _highest(top, weight, highest)
       top, weight = [head], [rates]
-  top, weight = _highest(top, weight, highest)
-  rate = np.cumsum(weight)
-  ends = np.flatnonzero(np.append(top[1:] != top[:-1], True))
-  marks, upto = top[ends], rate[ends]
+  scores, rates = _highest(top, weight, highest)
+  ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+  marks, upto = scores[ends], np.cumsum(rates)[ends]
   last = min(int(np.searchsorted(upto, highest, 'right')), len(ends) - 1)
   marks, upto = marks[: last + 1], upto[: last + 1]
   # Ties with the last mark may have been cut off above.
-  upto[-1] = sum(
+  shares = [
     np.count_nonzero(pixels.read(index)[0] >= marks[-1]) / pixels.sizes[index]
     for index in images
-  ) / len(images)
+  ]
+  upto[-1] = sum(shares) / len(images)
   return marks, np.append(0.0, upto[:-1]), upto
 
 
-def _highest(scores, weights, total):
-  """Joins lists of scores and weights; keeps the first of more than `total`.
+def _highest(
+  scores: Sequence[np.ndarray], weights: Sequence[np.ndarray], total: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Joins lists of scores and weights; keeps the highest up to `total`.
 
-  Returns the highest scores, descending, and their weights, up to the one with
-  which the sum of the weights exceeds `total`; ties with it may be missing.
+  Returns the highest scores, descending, and their weights, up to the score
+  with which the sum of the weights exceeds `total`. Ties with it may be cut.
   """
-  scores, weights = np.concatenate(scores), np.concatenate(weights)
-  order = np.argsort(-scores)
-  weights = weights[order]
-  keep = np.searchsorted(np.cumsum(weights), total, 'right') + 1
-  return scores[order[:keep]], weights[:keep]
+  joined, weight = np.concatenate(scores), np.concatenate(weights)
+  order = np.argsort(-joined)
+  weight = weight[order]
+  keep = np.searchsorted(np.cumsum(weight), total, 'right') + 1
+  return joined[order[:keep]], weight[:keep]
 
 
-def log_area(above, upto, before, after, bounds):
+def log_area(
+  above: np.ndarray,
+  upto: np.ndarray,
+  before: np.ndarray,
+  after: np.ndarray,
+  bounds: tuple[float, float],
+) -> np.ndarray:
   """Mean of a curve over log x within bounds.
 
   Args:
-    above: (..., K) x where each segment starts; from 0 on the curve is flat.
-    upto: (..., K) x where it ends.
-    before: (..., K) y where it starts.
-    after: (..., K) y where it ends.
+    above: (..., K) x where each segment starts; a segment from 0 is flat.
+    upto: (..., K) x where each segment ends.
+    before: (..., K) y where each segment starts.
+    after: (..., K) y where each segment ends.
     bounds: lowest and highest x, > 0.
 
   Returns:
@@ -528,7 +608,7 @@ def log_area(above, upto, before, after, bounds):
   low, high = np.log(bounds)
   with np.errstate(divide='ignore'):
     start, end = np.log(above), np.log(upto)
-  left, right = np.clip(start, low, high), np.clip(end, low, high)
+  first, last = np.clip(start, low, high), np.clip(end, low, high)
   tie = (above > 0) & (upto > above)
   slope = np.zeros(np.broadcast_shapes(start.shape, before.shape))
   np.divide(
@@ -537,6 +617,6 @@ def log_area(above, upto, before, after, bounds):
     where=tie,
     out=slope,
   )
-  middle = np.where(tie, (left + right) / 2 - start, 0.0)
-  area = np.sum((right - left) * (before + slope * middle), axis=-1)
+  middle = np.where(tie, (first + last) / 2 - start, 0.0)
+  area = np.sum((last - first) * (before + slope * middle), axis=-1)
   return area / (high - low)

@@ -1,19 +1,22 @@
 """All metrics of a test set in one call, and their tables.
 
-metrics = results.compute(maps, masks, scores, labels)
-print(results.write_tables({'screw': metrics}, workdir))
+Synopsis:
+
+  metrics = results.compute(maps, masks, scores, labels)
+  print(results.format_table({'screw': metrics}))
 """
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import csv
 import functools
 import io
 import json
 import math
-import os
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from dmdd_jax import storage
 from dmdd_jax.metrics import bootstrap as bootstrap_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
@@ -31,7 +34,6 @@ METRICS = (
   'au_pro_005',
   *_EXTRA,
 )
-
 
 # Nested dicts of metrics, whose entries get columns as maps_mean/pixel_auroc.
 _NESTED = ('maps_mean', 'at_threshold', 'native', 'model', 'validation')
@@ -51,21 +53,21 @@ TABLE_COLUMNS = (
 
 
 def compute(
-  maps,
-  masks,
-  scores,
-  labels,
+  maps: store_lib.MapStore | store_lib.Arrays | None,
+  masks: store_lib.Arrays | None,
+  scores: npt.ArrayLike,
+  labels: npt.ArrayLike,
   *,
-  pro_limits=(0.3, 0.05),
-  extra=_EXTRA,
-  bootstrap=0,
-  seed=0,
-):
+  pro_limits: Sequence[float] = (0.3, 0.05),
+  extra: Collection[str] = _EXTRA,
+  bootstrap: int = 0,
+  seed: int = 0,
+) -> dict[str, Any]:
   """Computes every metric of a test set, exactly.
 
-  What each is: `ranking.ranking` (AUROC, AP, F1-max), `region.au_pro`,
-  `region.aupimo` (mean over defective images, normal images are those of label
-  0), `region.pro_per_image` (mean over defective images).
+  The definitions are those of `ranking.ranking` (AUROC, AP, F1-max),
+  `region.au_pro`, `region.aupimo` and `region.pro_per_image`. The last two are
+  means over the defective images; AUPIMO's normal images are those of label 0.
 
   Args:
     maps: (N, H, W) floats, higher means more anomalous, or a sequence of N
@@ -78,14 +80,15 @@ def compute(
     pro_limits: FPR limits of AU-PRO in (0, 1]; 0.3 gives the key `au_pro`,
       others `au_pro_` and the digits: 0.05 gives `au_pro_005`.
     extra: which of 'aupimo' and 'pro_per_image' to compute as well.
-    bootstrap: number of resamplings of the images for confidence intervals.
-    seed: of these.
+    bootstrap: number of resamplings of the images for confidence intervals;
+      0 for no intervals.
+    seed: seed of the resamplings.
 
   Returns:
-    {metric: float}, fractions in [0, 1] but for the two thresholds, with the
-    keys `image_` and `pixel_` + `auroc`, `ap`, `f1_max`, `f1_max_threshold`,
-    those of `pro_limits` and `extra`. A metric the set leaves undefined is NaN
-    and then `undefined` is {metric: reason}. With bootstrap, `confidence` is
+    {metric: float}, fractions in [0, 1] except the two thresholds. The keys are
+    `image_` and `pixel_` + `auroc`, `ap`, `f1_max`, `f1_max_threshold`, and
+    those of `pro_limits` and `extra`. An undefined metric is NaN, and then
+    `undefined` is {metric: reason}. With bootstrap, `confidence` is
     {metric: [low, high]}, 95 % percentile intervals (thresholds have none).
 
   Raises:
@@ -93,84 +96,96 @@ def compute(
       values or labels other than 0 and 1, defect pixels in an image of label
       0; the message names the image's index.
   """
-  labels = store_lib.check_labels(labels)
-  scores = _check_image_scores(scores, labels)
+  truth = store_lib.check_labels(labels)
+  checked = _check_image_scores(scores, truth)
   _check_options(pro_limits, extra, bootstrap)
-  pixels = _prepare(maps, masks, labels)
-  found = _named('image', ranking.ranking(scores, labels))
-  reasons = _image_reasons(found, labels)
+  pixels = _prepare(maps, masks, truth)
+  metrics: dict[str, Any] = _named('image', ranking.ranking(checked, truth))
+  reasons = _image_reasons(metrics, truth)
   if pixels is None:
     names = (*_named('pixel', [np.nan] * 4), *map(pro_key, pro_limits), *extra)
     reason = 'no maps' if maps is None else 'no masks'
-    found.update(dict.fromkeys(names, float('nan')))
+    metrics.update(dict.fromkeys(names, float('nan')))
     reasons.update(dict.fromkeys(names, reason))
   else:
     measured, why = _pixel_metrics(pixels, pro_limits)
-    found.update(measured)
+    metrics.update(measured)
     reasons.update(why)
   values = None
   if pixels is not None and extra:
-    measured, why, values = _extra_metrics(pixels, labels == 0, extra)
-    found.update(measured)
+    measured, why, values = _extra_metrics(pixels, truth == 0, extra)
+    metrics.update(measured)
     reasons.update(why)
   if reasons:
-    found['undefined'] = reasons
+    metrics['undefined'] = reasons
   if bootstrap:
-    found['confidence'] = _confidence(
-      found, pixels, scores, labels, pro_limits, values, bootstrap, seed
+    metrics['confidence'] = _confidence(
+      metrics, pixels, checked, truth, pro_limits, values, bootstrap, seed
     )
-  return found
+  return metrics
 
 
-def pro_key(limit):
+def pro_key(limit: float) -> str:
   """The key of AU-PRO at an FPR limit: `au_pro` at 0.3, else `au_pro_005`."""
   return 'au_pro' if limit == 0.3 else 'au_pro_' + f'{limit:g}'.replace('.', '')
 
 
-def _named(prefix, values):
+def _named(prefix: str, values: Iterable[float]) -> dict[str, float]:
+  """{PREFIX_auroc, ...} of the four values of a `ranking.Ranking`."""
   return {f'{prefix}_{k}': v for k, v in zip(_RANKING, values, strict=True)}
 
 
-def _check_image_scores(scores, labels):
+def _check_image_scores(
+  scores: npt.ArrayLike, labels: np.ndarray
+) -> np.ndarray:
   """Returns (N,) finite float scores, or raises ValueError."""
-  scores = np.asarray(scores)
-  if scores.shape != labels.shape:
+  values = np.asarray(scores)
+  if values.shape != labels.shape:
     raise ValueError(
-      f'scores have shape {scores.shape} and labels {labels.shape}; both must '
+      f'scores have shape {values.shape} and labels {labels.shape}; both must '
       'be (N,)'
     )
-  for index in np.flatnonzero(~np.isfinite(scores)):
+  for index in np.flatnonzero(~np.isfinite(values)):
     raise ValueError(
-      f'the score of image {index} is {scores[index]}; every score must be '
+      f'the score of image {index} is {values[index]}; every score must be '
       'finite'
     )
-  return store_lib.check_scores(scores, 'scores')
+  return store_lib.check_scores(values, 'scores')
 
 
-def _check_options(pro_limits, extra, bootstrap):
+def _check_options(
+  pro_limits: Iterable[float], extra: Iterable[str], bootstrap: int
+) -> None:
+  """Raises ValueError, see `compute`."""
   for limit in pro_limits:
     if not 0 < limit <= 1:
       raise ValueError(f'pro_limits holds {limit}, expected values in (0, 1]')
   for name in extra:
     if name not in _EXTRA:
-      raise ValueError(f'extra holds {name!r}, expected some of {_EXTRA}')
+      raise ValueError(f'extra holds {name!r}, expected names out of {_EXTRA}')
   if bootstrap < 0:
     raise ValueError(f'bootstrap is {bootstrap}, expected 0 or more')
 
 
-def _prepare(maps, masks, labels):
+def _prepare(
+  maps: store_lib.MapStore | store_lib.Arrays | None,
+  masks: store_lib.Arrays | None,
+  labels: np.ndarray,
+) -> region.Pixels | None:
   """Returns the checked `region.Pixels`, or None without maps or masks."""
   if maps is not None and len(maps) != len(labels):
     raise ValueError(f'there are {len(maps)} maps and {len(labels)} labels')
   if isinstance(maps, store_lib.MapStore):
     if masks is not None:
       raise ValueError('a MapStore brings its own masks; pass masks=None')
-  elif maps is None or masks is None:
-    for index in range(0 if maps is None else len(maps)):
+  elif maps is None:
+    return None
+  elif masks is None:
+    for index in range(len(maps)):
       store_lib.check_map(maps[index], index)
     return None
   pixels = region.prepare(maps, masks)
-  for index in np.flatnonzero(pixels.defective & (labels == 0)):
+  for index in np.flatnonzero(pixels.defective & (labels == 0)).tolist():
     raise ValueError(
       f'image {index} has label 0 (good) but {pixels.areas[index].sum()} '
       'defect pixels in its mask'
@@ -178,18 +193,21 @@ def _prepare(maps, masks, labels):
   return pixels
 
 
-def _image_reasons(found, labels):
+def _image_reasons(names: Iterable[str], labels: np.ndarray) -> dict[str, str]:
+  """{metric: reason} of the image metrics, {} if they are defined."""
   if labels.all():
     reason = 'no good images' if labels.size else 'no images'
   elif not labels.any():
     reason = 'no defective images'
   else:
     return {}
-  return dict.fromkeys(found, reason)
+  return dict.fromkeys(names, reason)
 
 
-def _pixel_metrics(pixels, pro_limits):
-  """Ranking metrics and AU-PRO of the pixels, and why some are undefined."""
+def _pixel_metrics(
+  pixels: region.Pixels, pro_limits: Sequence[float]
+) -> tuple[dict[str, float], dict[str, str]]:
+  """Ranking metrics and AU-PRO of the pixels; {metric: reason} if undefined."""
   sums = ranking.RankingSums(pixels.positives, pixels.negatives)
   pro = region.ProSums(pro_limits, pixels.negatives)
   names = [*_named('pixel', [np.nan] * 4), *map(pro_key, pro_limits)]
@@ -206,21 +224,30 @@ def _pixel_metrics(pixels, pro_limits):
   return dict(zip(names, values, strict=True)), {}
 
 
-def _extra_metrics(pixels, normal, extra):
-  """AUPIMO and per-image PRO, why undefined, and the latter per image."""
-  found, reasons, values = {}, {}, None
+def _extra_metrics(
+  pixels: region.Pixels, normal: np.ndarray, extra: Collection[str]
+) -> tuple[dict[str, float], dict[str, str], np.ndarray | None]:
+  """AUPIMO and per-image PRO.
+
+  Returns:
+    {metric: value}, {metric: reason} of the undefined ones, and (N,) the PRO of
+    each image or None.
+  """
+  metrics: dict[str, float] = {}
+  reasons: dict[str, str] = {}
+  values = None
   defective = np.flatnonzero(pixels.defective)
   if 'aupimo' in extra:
     reason = region.aupimo_undefined(pixels, normal)
-    found['aupimo'] = float('nan')
+    metrics['aupimo'] = float('nan')
     if reason:
       reasons['aupimo'] = reason
     else:
       scores = region.aupimo(pixels, normal=normal)
-      found['aupimo'] = float(np.mean(scores[defective]))
+      metrics['aupimo'] = float(np.mean(scores[defective]))
   if 'pro_per_image' in extra:
     values = region.pro_per_image(pixels)
-    found['pro_per_image'] = float('nan')
+    metrics['pro_per_image'] = float('nan')
     failed = defective[np.isnan(values[defective])]
     if not len(defective):
       reasons['pro_per_image'] = 'no defect pixels in the masks'
@@ -230,48 +257,84 @@ def _extra_metrics(pixels, normal, extra):
         'no false positives'
       )
     else:
-      found['pro_per_image'] = float(np.mean(values[defective]))
-  return found, reasons, values
+      metrics['pro_per_image'] = float(np.mean(values[defective]))
+  return metrics, reasons, values
 
 
-def _confidence(found, pixels, scores, labels, limits, values, draws, seed):
-  """{metric: [low, high]} of every metric but the thresholds."""
+def _confidence(
+  metrics: Mapping[str, Any],
+  pixels: region.Pixels | None,
+  scores: np.ndarray,
+  labels: np.ndarray,
+  limits: Sequence[float],
+  values: np.ndarray | None,
+  draws: int,
+  seed: int,
+) -> dict[str, list[float]]:
+  """{metric: [low, high]} of every metric except the thresholds.
+
+  Args:
+    metrics: {metric: value} on the full set; other entries are ignored.
+    pixels: of N images, or None without maps.
+    scores: (N,) the images' scores.
+    labels: (N,) in {0, 1}.
+    limits: FPR limits of AU-PRO.
+    values: (N,) `region.pro_per_image`, or None.
+    draws: number of draws.
+    seed: seed of the draws.
+  """
   weights = bootstrap_lib.draw(labels, draws, seed)
   exact = {
     name: value
-    for name, value in found.items()
+    for name, value in metrics.items()
     if isinstance(value, float) and not name.endswith('threshold')
   }
   known = {name: v for name, v in exact.items() if not np.isnan(v)}
   spans = {name: [float('nan')] * 2 for name in exact}
   if 'image_auroc' in known:
     tallies = bootstrap_lib.tally_scores(scores, labels)
-    measure = functools.partial(_measure, 'image', tallies, limits, None)
+    measure = functools.partial(_measure_ranking, 'image', tallies)
     spans.update(bootstrap_lib.intervals(measure, weights, known))
   if pixels is not None and pixels.positives and pixels.negatives:
-    tallies = bootstrap_lib.tally_pixels(pixels, labels == 0)
-    measure = functools.partial(_measure, 'pixel', tallies, limits, values)
+    counts = bootstrap_lib.tally_pixels(pixels, labels == 0)
+    measure = functools.partial(_measure_pixels, counts, limits, values)
     spans.update(bootstrap_lib.intervals(measure, weights, known))
   return {name: spans[name] for name in exact}
 
 
-def _measure(prefix, tallies, limits, values, weights):
+def _measure_ranking(
+  prefix: str,
+  tallies: bootstrap_lib.Tallies | bootstrap_lib.PixelTallies,
+  weights: np.ndarray,
+) -> dict[str, np.ndarray]:
   """{metric: (B,)} of (B, N) weights, for `bootstrap.intervals`."""
   ranked = bootstrap_lib.measure_ranking(tallies, weights)
-  found = {f'{prefix}_{name}': value for name, value in ranked.items()}
-  if tallies.overlap is None:
-    return found
-  pros, found['aupimo'] = bootstrap_lib.measure_regions(
+  return {f'{prefix}_{name}': value for name, value in ranked.items()}
+
+
+def _measure_pixels(
+  tallies: bootstrap_lib.PixelTallies,
+  limits: Sequence[float],
+  values: np.ndarray | None,
+  weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+  """{metric: (B,)} of (B, N) weights, for `bootstrap.intervals`."""
+  metrics = _measure_ranking('pixel', tallies, weights)
+  pros, metrics['aupimo'] = bootstrap_lib.measure_regions(
     tallies, weights, limits
   )
-  found.update(zip(map(pro_key, limits), pros, strict=True))
+  metrics.update(zip(map(pro_key, limits), pros, strict=True))
   if values is not None:
     used = weights * (tallies.regions > 0)
-    found['pro_per_image'] = used @ np.nan_to_num(values) / used.sum(axis=1)
-  return found
+    metrics['pro_per_image'] = used @ np.nan_to_num(values) / used.sum(axis=1)
+  return metrics
 
 
-def precision_recall_f1(scores, labels, threshold):
+def precision_recall_f1(
+  scores: store_lib.MapStore | store_lib.Arrays | Sequence[float],
+  labels: store_lib.Arrays | Sequence[float] | None,
+  threshold: float,
+) -> dict[str, float]:
   """Precision, recall and F1 of the decision "score >= threshold".
 
   Args:
@@ -281,26 +344,29 @@ def precision_recall_f1(scores, labels, threshold):
     threshold: the threshold, compared in float64.
 
   Returns:
-    {'precision', 'recall', 'f1'}: fractions; NaN where undefined: precision if
-    nothing reaches the threshold, recall without positives, F1 if both.
+    {'precision', 'recall', 'f1'}, fractions. Precision is NaN if nothing
+    reaches the threshold, recall without positives, F1 in both cases together.
 
   Raises:
     ValueError: on shapes that disagree, other labels, non-finite scores.
   """
   if isinstance(scores, store_lib.MapStore):
-    scores, labels = scores.maps, scores.masks
+    labels = scores.masks
+    scores = scores.maps
+  if labels is None:
+    raise ValueError('labels are None; only a MapStore brings its own')
   if len(scores) != len(labels):
     raise ValueError(f'there are {len(scores)} scores and {len(labels)} labels')
   if len(scores) and np.ndim(scores[0]) == 0:
-    scores, labels = [scores], [labels]
+    scores, labels = [np.asarray(scores)], [np.asarray(labels)]
   tp = fp = positives = 0
   for index in range(len(scores)):
     part = store_lib.check_scores(scores[index], f'scores[{index}]')
     truth = store_lib.check_mask(labels[index], part.shape, index) > 0
-    found = part >= np.float64(threshold)
-    hits = int(np.count_nonzero(found & truth))
+    above = part >= np.float64(threshold)
+    hits = int(np.count_nonzero(above & truth))
     tp += hits
-    fp += int(np.count_nonzero(found)) - hits
+    fp += int(np.count_nonzero(above)) - hits
     positives += int(np.count_nonzero(truth))
   return {
     'precision': tp / (tp + fp) if tp + fp else math.nan,
@@ -309,25 +375,24 @@ def precision_recall_f1(scores, labels, threshold):
   }
 
 
-def write_tables(rows, directory):
-  """Writes results.json, results.csv and results.md, each at once or not.
+def format_tables(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """The results of all categories as JSON, CSV and Markdown.
 
-  The mean row is the plain mean over categories; it is left empty where one of
-  them is undefined, since a mean over fewer does not compare, and for
-  thresholds and settings.
+  The mean row is the plain mean over all categories. It is empty for thresholds
+  and settings, and where one category is undefined, because a mean over fewer
+  categories does not compare.
 
   Args:
     rows: {category: metrics}, metrics as of `compute`, with any further
       numbers, texts and dicts. Numbers of the nested dicts `maps_mean`,
-      `at_threshold`, `native` and `model` get columns such as
+      `at_threshold`, `native`, `model` and `validation` get columns such as
       maps_mean/pixel_auroc, those of `confidence` pixel_auroc_low and
-      pixel_auroc_high. Other dicts and lists only
-      go to results.json.
-    directory: the folder, made if missing.
+      pixel_auroc_high. Other dicts and lists go to results.json alone.
 
   Returns:
-    The Markdown table: `TABLE_COLUMNS`, per cent with two decimals. The other
-    two files hold everything, in full precision; NaN is null or empty.
+    {file name: text}, for `storage.write_texts`. results.md is the table of
+    `format_table`. results.json and results.csv hold everything in full
+    precision; NaN is null or empty.
 
   Raises:
     ValueError: without rows, or if a category is named 'mean'.
@@ -340,34 +405,40 @@ def write_tables(rows, directory):
   columns = _columns(flat.values())
   flat['mean'] = _mean_row(list(flat.values()), columns)
   document = {**rows, 'mean': _nest(flat['mean'])}
-  write_json(os.path.join(directory, 'results.json'), document)
   out = io.StringIO()
   table = csv.writer(out, lineterminator='\n')
   table.writerow(['category', *columns])
   for category, row in flat.items():
     cells = [_plain(row.get(column)) for column in columns]
     table.writerow([category, *('' if c is None else c for c in cells)])
-  storage.write_text(os.path.join(directory, 'results.csv'), out.getvalue())
-  markdown = _markdown(flat)
-  storage.write_text(os.path.join(directory, 'results.md'), markdown)
-  return markdown
+  return {
+    'results.json': format_json(document),
+    'results.csv': out.getvalue(),
+    'results.md': _markdown(flat),
+  }
 
 
-def format_table(rows):
-  """The Markdown table of `write_tables`, with nothing written."""
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """The Markdown table: `TABLE_COLUMNS`, per cent with two decimals.
+
+  Args:
+    rows: {category: metrics}, as for `format_tables`; no mean row is added.
+  """
   flat = {category: flatten(metrics) for category, metrics in rows.items()}
   return _markdown(flat)
 
 
-def write_json(path, document):
-  """Writes a document at once or not at all; NaN and infinity become null."""
-  storage.write_text(path, json.dumps(_plain(document), indent=2) + '\n')
+def format_json(document: Any) -> str:
+  """JSON with NumPy's numbers and arrays; NaN and infinity become null."""
+  return json.dumps(_plain(document), indent=2) + '\n'
 
 
-def flatten(metrics):
-  """One row: numbers, texts, those of nested dicts, ends of the intervals.
+def flatten(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """One row of a table: {column: number or text}.
 
-  None, which is what NaN becomes in a file, is NaN again.
+  The columns are the metrics, those of nested dicts (maps_mean/pixel_auroc) and
+  the ends of the intervals (pixel_auroc_low). None becomes NaN: `format_json`
+  writes NaN as null.
   """
   row = {k: v for k, v in metrics.items() if _is_cell(v)}
   for outer in _NESTED:
@@ -380,9 +451,9 @@ def flatten(metrics):
   return row
 
 
-def _nest(row):
+def _nest(row: Mapping[str, Any]) -> dict[str, Any]:
   """The inverse of `flatten` for the mean row's metrics."""
-  nested = {k: v for k, v in row.items() if '/' not in k}
+  nested: dict[str, Any] = {k: v for k, v in row.items() if '/' not in k}
   for key, value in row.items():
     if '/' in key:
       outer, inner = key.split('/', 1)
@@ -390,11 +461,11 @@ def _nest(row):
   return nested
 
 
-def _is_cell(value):
+def _is_cell(value: Any) -> bool:
   return value is None or isinstance(value, (bool, int, float, str, np.generic))
 
 
-def _columns(rows):
+def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
   """Known metrics first, then those of maps_mean, then any other."""
   seen = dict.fromkeys(key for row in rows for key in row)
   seen.pop('category', None)  # It is the first column.
@@ -402,7 +473,7 @@ def _columns(rows):
   return [k for k in known if k in seen] + [k for k in seen if k not in known]
 
 
-def _is_fraction(column):
+def _is_fraction(column: str) -> bool:
   """Whether a column is a metric between 0 and 1."""
   name = column.split('/')[-1]
   if name.endswith('threshold') and '_at_' not in name:
@@ -412,17 +483,20 @@ def _is_fraction(column):
   return name.startswith(kinds) or not words.isdisjoint(name.split('_'))
 
 
-def _mean_row(rows, columns):
+def _mean_row(
+  rows: Sequence[Mapping[str, Any]], columns: Iterable[str]
+) -> dict[str, float]:
+  """{column: mean over the rows} of the columns that are fractions."""
   mean = {}
   for column in columns:
-    values = [row.get(column) for row in rows]
     if _is_fraction(column) and not column.endswith(('_low', '_high')):
-      values = [math.nan if v is None else float(v) for v in values]
+      cells = [row.get(column) for row in rows]
+      values = [math.nan if cell is None else float(cell) for cell in cells]
       mean[column] = float(np.mean(values))
   return mean
 
 
-def _markdown(flat):
+def _markdown(flat: Mapping[str, Mapping[str, Any]]) -> str:
   """The table as Markdown, intervals in brackets after their metric."""
   present = {column for row in flat.values() for column in row}
   columns = [column for column in TABLE_COLUMNS if column in present]
@@ -437,7 +511,7 @@ def _markdown(flat):
   return '\n'.join(lines) + '\n'
 
 
-def _cell(row, column):
+def _cell(row: Mapping[str, Any], column: str) -> str:
   """Per cent with two decimals, and the interval where there is one."""
   ends = [_plain(row.get(column + end)) for end in ('', '_low', '_high')]
   value, low, high = (None if end is None else 100 * end for end in ends)
@@ -448,7 +522,7 @@ def _cell(row, column):
   return f'{value:.2f} [{low:.2f}, {high:.2f}]'
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   """Plain Python values for JSON: no numpy, None for NaN and infinity."""
   if isinstance(value, dict):
     return {str(key): _plain(inner) for key, inner in value.items()}

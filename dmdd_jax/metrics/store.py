@@ -1,24 +1,40 @@
 """Anomaly maps and masks: a store larger than memory, and what is accepted.
 
-with maps.MapStore(limit_bytes=2**30, directory=workdir) as store:
-  for anomaly_map, mask in ...:
-    store.append(anomaly_map, mask)
-  metrics = results.compute(store, None, scores, labels)
+Synopsis:
+
+  with store.MapStore(limit_bytes=2**30, directory=workdir) as pairs:
+    for anomaly_map, mask in ...:
+      pairs.append(anomaly_map, mask)
+    metrics = results.compute(pairs, None, scores, labels)
 """
 
 import tempfile
+from typing import Any, IO, Protocol
 
 import numpy as np
+import numpy.typing as npt
+
+
+class Arrays(Protocol):
+  """N arrays by their index: one array, a list of arrays, or a spool."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> np.ndarray: ...
 
 
 class ArraySpool:
   """Arrays in the order they were appended, in memory up to a limit.
 
-  What comes after the limit lies in one unnamed temporary file, which goes
-  away with the spool or the process, and is read through memory maps.
+  The arrays after the limit lie in one unnamed temporary file. They are read
+  through memory maps. The file is deleted with the spool or the process.
+
+  Attributes:
+    bytes_in_memory: size of the arrays that are kept in memory.
+    bytes_on_disk: size of the temporary file.
   """
 
-  def __init__(self, limit_bytes, directory=None):
+  def __init__(self, limit_bytes: int, directory: str | None = None):
     """Makes an empty spool.
 
     Args:
@@ -27,12 +43,13 @@ class ArraySpool:
     """
     self._limit = limit_bytes
     self._directory = directory
-    self._items = []
-    self._file = None
+    # An array, or the offset, dtype and shape of one in the file.
+    self._items: list[np.ndarray | tuple[int, np.dtype, tuple[int, ...]]] = []
+    self._file: IO[bytes] | None = None
     self.bytes_in_memory = 0
     self.bytes_on_disk = 0
 
-  def append(self, array):
+  def append(self, array: np.ndarray) -> None:
     """Copies one array of any dtype and shape into the spool."""
     if self.bytes_in_memory + array.nbytes <= self._limit:
       self.bytes_in_memory += array.nbytes
@@ -58,17 +75,18 @@ class ArraySpool:
       ) from error
     self.bytes_on_disk += len(data)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._items)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> np.ndarray:
     item = self._items[index]
     if isinstance(item, np.ndarray):
       return item
+    assert self._file is not None  # Of an item with an offset.
     offset, dtype, shape = item
     return np.memmap(self._file, dtype, 'r', offset, shape)
 
-  def close(self):
+  def close(self) -> None:
     """Forgets all arrays and deletes the file."""
     self._items = []
     if self._file is not None:
@@ -79,13 +97,13 @@ class ArraySpool:
 class _Every:
   """A sequence of every second item of a spool."""
 
-  def __init__(self, spool, start):
+  def __init__(self, spool: ArraySpool, start: int):
     self._spool, self._start = spool, start
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._spool) // 2
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> np.ndarray:
     if not 0 <= index < len(self):
       raise IndexError(index)
     return self._spool[2 * index + self._start]
@@ -94,12 +112,17 @@ class _Every:
 class MapStore:
   """Pairs of an anomaly map and its mask, in order; may exceed the memory.
 
-  Maps are kept as float32 whether they fit in memory or not, so that a run
-  that spills gives the numbers of one that does not. `store.maps` and
-  `store.masks` are sequences of (H_i, W_i) arrays, float32 and uint8.
+  Maps are kept as float32, in memory and on disk alike, so that the metrics do
+  not depend on the limit.
+
+  Attributes:
+    maps: sequence of N (H_i, W_i) float32 arrays.
+    masks: sequence of N (H_i, W_i) uint8 arrays in {0, 1}.
+    limit_bytes: bytes of maps and masks that are kept in memory.
+    directory: the folder of the temporary file; None for the system's.
   """
 
-  def __init__(self, limit_bytes=2**30, directory=None):
+  def __init__(self, limit_bytes: int = 2**30, directory: str | None = None):
     """Makes an empty store.
 
     Args:
@@ -111,10 +134,10 @@ class MapStore:
     self._spool = ArraySpool(limit_bytes, directory)
     self.limit_bytes = limit_bytes
     self.directory = directory
-    self.maps = _Every(self._spool, 0)
-    self.masks = _Every(self._spool, 1)
+    self.maps: Arrays = _Every(self._spool, 0)
+    self.masks: Arrays = _Every(self._spool, 1)
 
-  def append(self, anomaly_map, mask):
+  def append(self, anomaly_map: npt.ArrayLike, mask: npt.ArrayLike) -> None:
     """Adds a pair.
 
     Args:
@@ -127,39 +150,39 @@ class MapStore:
     """
     index = len(self)
     with np.errstate(over='ignore'):
-      anomaly_map = np.asarray(anomaly_map).astype(np.float32, copy=False)
-    anomaly_map = check_map(anomaly_map, index)
-    mask = check_mask(mask, anomaly_map.shape, index)
-    self._spool.append(anomaly_map)
+      values = np.asarray(anomaly_map).astype(np.float32, copy=False)
+    values = check_map(values, index)
+    mask = check_mask(mask, values.shape, index)
+    self._spool.append(values)
     self._spool.append(mask)
 
   @property
-  def spilled(self):
-    """Whether some of the pairs lie in the file."""
+  def spilled(self) -> bool:
+    """Whether any pair lies in the temporary file."""
     return self._spool.bytes_on_disk > 0
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.maps)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     return self.maps[index], self.masks[index]
 
-  def close(self):
+  def close(self) -> None:
     """Forgets all pairs and deletes the file."""
     self._spool.close()
 
-  def __enter__(self):
+  def __enter__(self) -> 'MapStore':
     return self
 
-  def __exit__(self, *unused_args):
+  def __exit__(self, *unused_args: Any) -> None:
     self.close()
 
 
-def as_float(scores):
-  """Returns `scores` as float32 or float64, copying only if needed.
+def as_float(scores: npt.ArrayLike) -> np.ndarray:
+  """Returns `scores` as float32 or float64; copies only if needed.
 
-  Integers and wide floats become float64 and half precision float32, so that
-  float32 is never widened and no float is rounded on the way.
+  float16 and bfloat16 become float32, integers and wider floats become float64.
+  float32 is never widened.
   """
   scores = np.asarray(scores)
   if scores.dtype in (np.float32, np.float64):
@@ -168,11 +191,11 @@ def as_float(scores):
   return scores.astype(np.float32 if half else np.float64)
 
 
-def check_scores(scores, what):
+def check_scores(scores: npt.ArrayLike, what: str) -> np.ndarray:
   """Returns `scores` as by `as_float`, checked to be finite numbers.
 
   Args:
-    scores: numeric array.
+    scores: numeric array of any shape.
     what: its name in the message of the error, such as 'the map of image 3'.
 
   Raises:
@@ -191,19 +214,21 @@ def check_scores(scores, what):
   return scores
 
 
-def check_map(anomaly_map, index):
+def check_map(anomaly_map: npt.ArrayLike, index: int) -> np.ndarray:
   """Returns a map as a finite (H, W) float array, or raises ValueError."""
-  anomaly_map = check_scores(anomaly_map, f'the map of image {index}')
-  if anomaly_map.ndim != 2:
+  values = check_scores(anomaly_map, f'the map of image {index}')
+  if values.ndim != 2:
     raise ValueError(
-      f'the map of image {index} has shape {anomaly_map.shape}, expected (H, W)'
+      f'the map of image {index} has shape {values.shape}, expected (H, W)'
     )
-  if not anomaly_map.size:
+  if not values.size:
     raise ValueError(f'the map of image {index} has no pixels')
-  return anomaly_map
+  return values
 
 
-def check_mask(mask, shape, index):
+def check_mask(
+  mask: npt.ArrayLike | None, shape: tuple[int, ...], index: int
+) -> np.ndarray:
   """Returns a mask as (H, W) uint8 in {0, 1}, or raises ValueError.
 
   Args:
@@ -233,7 +258,7 @@ def check_mask(mask, shape, index):
   return binary.view(np.uint8)
 
 
-def check_labels(labels):
+def check_labels(labels: npt.ArrayLike) -> np.ndarray:
   """Returns labels as (N,) uint8 in {0, 1}, or raises ValueError."""
   labels = np.asarray(labels)
   if labels.ndim != 1:

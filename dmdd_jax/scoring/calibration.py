@@ -222,6 +222,13 @@ def calibrate(
   raw = predictor_lib.predict_images(
     predictor, state, score_lib.Fusion(), images
   )
-  fusion = fit_fusion(config, raw.probability, raw.distance, trained)
+  fusion = fit_fusion(
+    config, np.asarray(raw.probability), np.asarray(raw.distance), trained
+  )
   prediction = predictor_lib.predict_images(predictor, state, fusion, images)
-  return fit(config, fusion, prediction.map, prediction.image_score)
+  return fit(
+    config,
+    fusion,
+    np.asarray(prediction.map),
+    np.asarray(prediction.image_score),
+  )

@@ -1,9 +1,11 @@
-"""The bias of a position: where a student is far from its teacher anyway.
+"""The position bias: distances that normal images have at a position too.
 
 Synopsis:
 
   state = position.learn_positions(predictor, state, training_images)
 """
+
+import dataclasses
 
 import numpy as np
 from scipy import ndimage
@@ -13,15 +15,11 @@ from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import train_state
 
-# Training images whose distances are averaged, at most; the smoothing of that
-# mean, in pixels: half the stride of the deepest features; and the share of
-# positions that are usual: what the mean is above them in others is bias.
+# The highest number of training images whose distances are averaged.
 _POSITION_IMAGES = 128
-
-
+# Smoothing of that mean in pixels: half the stride of the deepest features.
 _POSITION_SIGMA = 8.0
-
-
+# The bias is the mean above this quantile of all positions.
 _POSITION_QUANTILE = 0.8
 
 
@@ -33,11 +31,12 @@ def learn_positions(
   """The state with `dmdd.PositionBias` learned from training images.
 
   Args:
-    predictor: of the state; its `eval.smoothing_sigma` is in the distances too.
-    state: of a model with or without `head.position_bias`; of one without, it
-      is returned as it is.
+    predictor: the predictor of the state's model. It smooths the distances by
+      `eval.smoothing_sigma`.
+    state: the state of a model. Without `head.position_bias` it is returned
+      unchanged.
     images: uint8 (N, S, S, 3), images or tiles of the model's input side,
-      N >= 1; with more than 128, that many of them, drawn by `config.seed`.
+      N >= 1. Of more than 128 images, 128 are drawn by `config.seed`.
   """
   if 'position' not in state.batch_stats:
     return state
@@ -45,7 +44,7 @@ def learn_positions(
   def with_bias(bias: np.ndarray) -> train_state.TrainState:
     bias = sharding.replicate(predictor.mesh, bias.astype(np.float32))
     stats = {**state.batch_stats, 'position': {'bias': bias}}
-    return state.replace(batch_stats=stats)
+    return dataclasses.replace(state, batch_stats=stats)
 
   shape = state.batch_stats['position']['bias'].shape
   unknown = with_bias(np.zeros(shape))
@@ -56,7 +55,7 @@ def learn_positions(
     predictor, unknown, score_lib.Fusion(), images[chosen]
   )
   mean = np.mean(prediction.distance, axis=0, dtype=np.float64)
-  # Smooth, or the texture of these very images would stay in it.
+  # Without smoothing, the texture of these images would be in the bias.
   mean = ndimage.gaussian_filter(mean, _POSITION_SIGMA)
   stride = mean.shape[0] // shape[0]
   mean = mean.reshape(shape[0], stride, shape[1], stride).mean(axis=(1, 3))

@@ -1,4 +1,4 @@
-"""Predicts any number of images of any layout of tiles, on any mesh.
+"""Predicts any number of images, whole or in tiles, on any mesh of devices.
 
 Synopsis:
 
@@ -24,12 +24,13 @@ from dmdd_jax.training import train_state
 
 
 class Predictor:
-  """A model behind one jitted function, for whole images and for tiles.
+  """A model with one jitted function, for whole images and for tiles.
 
   Attributes:
-    config: of the model.
-    mesh: of devices.
-    batch_size: images at once; it is lower where each has several tiles.
+    config: the model's config.
+    mesh: the mesh of devices.
+    batch_size: number of images in one call; with tiles it is lower, because
+      a row of the function is a tile.
   """
 
   def __init__(
@@ -38,13 +39,13 @@ class Predictor:
     mesh: jax.sharding.Mesh | None = None,
     batch_size: int | None = None,
   ):
-    """Makes the function.
+    """Builds the jitted function.
 
     Args:
-      config: of the model.
-      mesh: all devices by default.
-      batch_size: images, or tiles of images, that the function takes at once;
-        by default `config.eval.batch_size`.
+      config: the model's config.
+      mesh: a mesh of devices; all devices by default.
+      batch_size: number of images or tiles in one call of the function; by
+        default `config.eval.batch_size`.
     """
     self.config = config
     self.mesh = sharding.make_mesh() if mesh is None else mesh
@@ -67,17 +68,20 @@ class Predictor:
     fusion: score_lib.Fusion,
     images: np.ndarray,
   ) -> score_lib.Prediction:
-    """Predicts (N, S, S, 3) uint8 images, N <= `images_at_once`; numpy arrays.
+    """Predicts images (N, S, S, 3) uint8, N <= `images_at_once`.
 
-    With tiles, S may be any side from that of a tile on. All processes of the
-    mesh give the same images, and get all predictions.
+    With tiles, images may be (N, H, W, 3), with sides not below that of a tile.
+    All processes of the mesh pass the same images and get all predictions.
+
+    Returns:
+      The prediction of all N images, as numpy arrays.
     """
     if self._tiled:
       return self._predict_tiled(state, fusion, images)
     return self._predict_whole(state, fusion, images)
 
   def images_at_once(self, shape: tuple[int, int]) -> int:
-    """How many images (H, W) fill the function's rows; at least one."""
+    """The number of images (H, W) that fill the function's rows; at least 1."""
     return max(1, self._rows // len(tiles.make_grid(self.config.data, shape)))
 
   def _predict_tiled(
@@ -86,8 +90,9 @@ class Predictor:
     fusion: score_lib.Fusion,
     images: np.ndarray,
   ) -> score_lib.Prediction:
-    """Predicts images (N, H, W, 3) tile by tile, never one as a whole."""
-    grid = tiles.make_grid(self.config.data, images.shape[1:3])
+    """Predicts images (N, H, W, 3) tile by tile."""
+    shape = images.shape[1], images.shape[2]
+    grid = tiles.make_grid(self.config.data, shape)
     joined = score_lib.Raw(*np.zeros((3, *images.shape[:3]), np.float32))
     places = [
       (n, tile) for n in range(len(images)) for tile in range(len(grid))
@@ -124,14 +129,22 @@ class Predictor:
     fusion: score_lib.Fusion,
     rows: np.ndarray,
   ) -> score_lib.Prediction:
-    """Predicts this process's rows of a batch; all rows, as numpy arrays."""
+    """Predicts this process's rows; returns those of all, as numpy arrays."""
     variables = train_state.variables(state)
     return self._over_mesh(
       lambda rows: self._predict(variables, fusion, rows), rows
     )
 
   def _over_mesh(self, function: Callable, rows: np.ndarray) -> Any:
-    """`function` of this process's rows; its result of all, as numpy arrays."""
+    """Runs `function` on the rows of all processes.
+
+    Args:
+      function: of a global array (rows of all processes, S, S, 3).
+      rows: this process's rows.
+
+    Returns:
+      The result for the rows of all processes, as numpy arrays.
+    """
     batch = sharding.to_global(self.mesh, {'image': rows})
     return sharding.to_host(self.mesh, function(batch['image']))
 
@@ -143,8 +156,9 @@ class Predictor:
   ) -> Iterator[tuple[dict[str, np.ndarray], score_lib.Prediction]]:
     """Yields (batch, prediction) without padding, every record once.
 
-    Each process of the mesh decodes its share of a batch and yields all of it;
-    with tiles, of which it predicts its share, it decodes all.
+    Each process of the mesh decodes its share of a batch and yields the whole
+    batch. With tiles, each process decodes all images and predicts its share of
+    the tiles.
     """
     size, shard = self.config.data.image_size, sharding.shard(self.mesh)
     if self._tiled:
@@ -155,10 +169,10 @@ class Predictor:
       return
     for rows in batches.eval_batches(records, size, self.batch_size, shard):
       prediction = self._predict_rows(state, fusion, rows['image'])
-      batch = sharding.whole_rows(self.mesh, rows)
+      whole = sharding.whole_rows(self.mesh, rows)
       # Only the last rows of the last batch are padding.
-      count = int(batch['_mask'].sum())
-      yield jax.tree.map(lambda x, count=count: x[:count], (batch, prediction))
+      count = int(whole['_mask'].sum())
+      yield jax.tree.map(lambda x, count=count: x[:count], (whole, prediction))
 
 
 def predict_images(
@@ -167,8 +181,8 @@ def predict_images(
   fusion: score_lib.Fusion,
   images: np.ndarray,
 ) -> score_lib.Prediction:
-  """Predicts any number of uint8 images (N, S, S, 3), N >= 1."""
-  rows = predictor.images_at_once(images.shape[1:3])
+  """Predicts any number of images (N, S, S, 3) uint8, N >= 1, as numpy."""
+  rows = predictor.images_at_once((images.shape[1], images.shape[2]))
   parts = [
     predictor(state, fusion, images[i : i + rows])
     for i in range(0, len(images), rows)

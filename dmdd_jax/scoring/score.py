@@ -11,8 +11,9 @@ Synopsis:
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 from flax import struct
 import jax
@@ -26,12 +27,12 @@ from dmdd_jax.models import student as student_lib
 
 @struct.dataclass
 class Raw:
-  """What the model measures on B images of side S, all float32.
+  """The model's measurements of B images of side S, all float32.
 
   Attributes:
-    probability: (B, S, S) the head's, in [0, 1].
-    distance: (B, S, S) weighted mean of the distance maps, at most 2; below 0
-      where less than the `dmdd.PositionBias`.
+    probability: (B, S, S) the head's probability of a defect, in [0, 1].
+    distance: (B, S, S) weighted mean of the distance maps minus the
+      `dmdd.PositionBias`, at most 2; negative where the bias is higher.
     maps_mean: (B, S, S) plain mean of the distance maps, in [0, 2].
   """
 
@@ -46,12 +47,13 @@ class Prediction:
 
   Attributes:
     map: (B, S, S) anomaly map, higher is more anomalous (see `Fusion`).
-    image_score: (B,) mean of the highest pixels of `Fusion.score_map`, which
-      is not `map`: there the head weighs less.
-    maps_mean: (B, S, S) mean of the distance maps, in [0, 2], the control.
-    maps_mean_score: (B,) mean of its highest pixels.
-    distance: (B, S, S) as `Raw.distance`, smoothed; what the fusion takes.
-    probability: (B, S, S) as `Raw.probability`, smoothed; likewise.
+    image_score: (B,) mean of the highest pixels of `Fusion.score_map`. That is
+      not `map`: the head has a lower weight in it.
+    maps_mean: (B, S, S) mean of the distance maps, in [0, 2], smoothed; the
+      control.
+    maps_mean_score: (B,) mean of the highest pixels of `maps_mean`.
+    distance: (B, S, S) `Raw.distance`, smoothed; an input of the fusion.
+    probability: (B, S, S) `Raw.probability`, smoothed; an input of the fusion.
   """
 
   map: jax.Array
@@ -64,19 +66,19 @@ class Prediction:
 
 @struct.dataclass
 class Fusion:
-  """How probability and distance become one map, in units of normal pixels.
+  """Fuses probability and distance to one map, in units of normal pixels.
 
   map = head_weight * (probability - head_center) / head_scale
         + maps_weight * (distance - maps_center) / maps_scale
 
   Centres and scales come from held-out normal images (see
   scoring/calibration.py). The head's probability, unlike its logit, can only
-  add to the distances: a head trained on synthetic anomalies cannot silence a
-  defect it has never seen the like of. Without a head, `head_weight` is 0.
+  add to the distances: a head trained on synthetic anomalies cannot hide a
+  defect of an unknown kind. Without a head, `head_weight` is 0.
 
-  An image is scored by such a map with `score_head_weight` in the place of
-  `head_weight`: the head outlines defects best, but is sure of some normal
-  spots on which the distances are not.
+  The image score uses `score_head_weight` in the place of `head_weight`: the
+  head outlines defects best, but it can have a high probability on normal spots
+  with low distances.
   """
 
   head_center: jax.typing.ArrayLike = 0.0
@@ -85,23 +87,27 @@ class Fusion:
   maps_scale: jax.typing.ArrayLike = 1.0
   head_weight: jax.typing.ArrayLike = 1.0
   maps_weight: jax.typing.ArrayLike = 0.0
-  # As it was in checkpoints of before this weight.
+  # The default is the behaviour of older checkpoints, without this field.
   score_head_weight: jax.typing.ArrayLike = 1.0
 
   def __call__(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
-    """Fuses two arrays of one shape, numpy's or jax's."""
-    head = (probability - self.head_center) / self.head_scale
-    maps = (distance - self.maps_center) / self.maps_scale
+    """Fuses two arrays of one shape, of numpy or jax, to one of that shape."""
+    head: Any = (probability - self.head_center) / self.head_scale
+    maps: Any = (distance - self.maps_center) / self.maps_scale
     return self.head_weight * head + self.maps_weight * maps
 
   def score_map(self, probability: jax.Array, distance: jax.Array) -> jax.Array:
     """The map whose highest pixels give the image score; same shapes."""
-    fusion = self.replace(head_weight=self.score_head_weight)
+    fusion = dataclasses.replace(self, head_weight=self.score_head_weight)
     return fusion(probability, distance)
 
 
 def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
-  """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,)."""
+  """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,).
+
+  Raises:
+    ValueError: `top_pixels` is below 1.
+  """
   if top_pixels < 1:
     raise ValueError(
       f'config.eval.score_top_pixels must be >= 1, is {top_pixels}'
@@ -116,8 +122,11 @@ def smooth(maps: jax.Array, sigma: float) -> jax.Array:
 
   Args:
     maps: float32.
-    sigma: in pixels; 0 returns the maps as they are. The kernel ends at four
-      sigma.
+    sigma: standard deviation of the kernel in pixels; 0 returns the maps
+      unchanged. The kernel ends at four sigma.
+
+  Raises:
+    ValueError: sigma is negative.
   """
   if sigma < 0.0:
     raise ValueError(f'config.eval.smoothing_sigma must be >= 0, is {sigma}')
@@ -143,27 +152,27 @@ def smooth(maps: jax.Array, sigma: float) -> jax.Array:
 def measure(
   model: dmdd.DMDD, variables: Mapping[str, Any], images: jax.Array
 ) -> Raw:
-  """Runs the model on images (B, S, S, 3), float32 in [0, 1] or uint8, RGB."""
+  """Runs the model on RGB images (B, S, S, 3), float32 in [0, 1] or uint8."""
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 255.0
-  output = model.apply(variables, images)
+  output = cast(dmdd.Output, model.apply(variables, images))
   probability = jax.nn.sigmoid(output.logit)
   maps = jnp.stack([probability, output.distance, output.maps_mean], axis=-1)
-  maps = student_lib.resize_bilinear(maps, images.shape[1:3])
+  maps = student_lib.resize_bilinear(maps, (images.shape[1], images.shape[2]))
   return Raw(maps[..., 0], maps[..., 1], maps[..., 2])
 
 
 def score(
   options: ml_collections.ConfigDict, fusion: Fusion, raw: Raw
 ) -> Prediction:
-  """Smooths, fuses and scores what the model measured on whole images.
+  """Smooths, fuses and scores the measurements of whole images.
 
   Args:
-    options: `config.eval`: `score_top_pixels` and `smoothing_sigma` are used.
-    fusion: from the calibration.
-    raw: of whole images; tiles are joined before.
+    options: `config.eval`; `score_top_pixels` and `smoothing_sigma` are read.
+    fusion: the weights from the calibration.
+    raw: measurements of whole images; tiles have to be joined before.
   """
-  # Before they are fused: the calibration sees what the fusion will see.
+  # Before the fusion: the calibration has the same smoothed inputs.
   raw = jax.tree.map(lambda maps: smooth(maps, options.smoothing_sigma), raw)
   score_map = fusion.score_map(raw.probability, raw.distance)
   top = options.score_top_pixels
@@ -184,7 +193,7 @@ def predict_step(
   fusion: Fusion,
   images: jax.Array,
 ) -> Prediction:
-  """`measure`, then `score`, of whole images (B, S, S, 3)."""
+  """`measure`, then `score`, for whole images (B, S, S, 3)."""
   return score(options, fusion, measure(model, variables, images))
 
 
@@ -220,7 +229,8 @@ def make_score_step(
 ) -> Callable[[Fusion, Raw], Prediction]:
   """The jitted `score` on the host's processor, for joined tiles.
 
-  There, so that the memory of an accelerator does not grow with the image.
+  It runs on the host so that the memory of an accelerator does not grow with
+  the image.
   """
   function = jax.jit(functools.partial(score, options))
   host = jax.local_devices(backend='cpu')[0]

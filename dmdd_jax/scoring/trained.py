@@ -1,4 +1,4 @@
-"""Reads what a training left: config, state, calibration and metadata.
+"""Reads a trained category: config, state, calibration and metadata.
 
 Synopsis:
 
@@ -15,19 +15,27 @@ from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import train_state
 
-
-def load_workdir(
-  workdir: str | os.PathLike, step: int | None = None
-) -> tuple[
+Trained = tuple[
   ml_collections.ConfigDict,
   train_state.TrainState,
   calibration_lib.Calibration,
   dict[str, Any],
-]:
-  """Reads a category's folder: config, state, calibration, and the metadata.
+]
 
-  Without a step, the newest checkpoint that can be read is taken; the log says
-  which were left out and why.
+
+def load_workdir(
+  workdir: str | os.PathLike, step: int | None = None
+) -> Trained:
+  """Reads a category's folder.
+
+  Args:
+    workdir: the folder that holds `checkpoints/`, or a folder with one such
+      folder in it.
+    step: the step of the checkpoint. By default the newest checkpoint that can
+      be read; the log names the damaged ones.
+
+  Returns:
+    The config, the state, the calibration and the metadata.
 
   Raises:
     CheckpointError: there is no checkpoint, or it cannot be read.
@@ -39,12 +47,12 @@ def load_workdir(
       return load_workdir(os.path.join(workdir, trained[0]), step)
     raise checkpoint.CheckpointError(
       f'{workdir} holds no checkpoints; name the folder of one trained'
-      f' category ({", ".join(trained) or "none is there"}), or train first'
+      f' category ({", ".join(trained) or "there is none"}), or train first'
       ' (--mode train)'
     )
   manager = checkpoint.open_manager(directory)
 
-  def read(step: int):
+  def read(step: int) -> Trained:
     config, state, meta = checkpoint.restore_alone(manager, step)
     return config, state, calibration_lib.from_dict(meta['calibration']), meta
 
@@ -55,5 +63,5 @@ def load_workdir(
 
 
 def trained_folders(workdir: str | os.PathLike) -> list[str]:
-  """The folders of trained categories in the folder of a run."""
+  """The paths of trained categories in the folder of a run, sorted."""
   return storage.folders(workdir, 'checkpoints')

@@ -1,11 +1,13 @@
 """Muon, whose Newton-Schulz iterations are taken on the small Gram matrix.
 
-The same update as `optax.contrib.muon` (its state and its labels, too, so that
-checkpoints of either go on with the other), for less than half the operations:
-a kernel of 3 x 3 x 256 x 256 is a matrix M of 2304 x 256, and all that an
-iteration does to it is to multiply it by a polynomial of M'M, 256 x 256. So the
-polynomials are multiplied up among themselves, and M by their product once.
-That is Gram Newton-Schulz (Dao-AILab); docs/performance.md has what it saves.
+The update is that of `optax.contrib.muon`, with less than half the operations.
+A kernel of 3 x 3 x 256 x 256 is a matrix M of 2304 x 256. Each iteration
+multiplies it by a polynomial of M'M, which is only 256 x 256. So the
+polynomials are multiplied with each other first, and M is multiplied once by
+their product. This is Gram Newton-Schulz (Dao-AILab); docs/performance.md has
+the time saved.
+
+The state has the keys of optax's, so checkpoints of either load with the other.
 
 Synopsis:
 
@@ -13,7 +15,7 @@ Synopsis:
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +28,34 @@ _BETA = 0.95
 _EPSILON = 1e-8
 
 
+class State(NamedTuple):
+  """The state of `scale_by_muon`.
+
+  The names are keys of checkpoints and must not change.
+
+  Attributes:
+    count: () int32, number of updates.
+    mu: the momentum, a tree like that of the parameters.
+    ns_coeffs: (3,) float32 `COEFFICIENTS`. It is not read; checkpoints have it.
+  """
+
+  count: jax.Array
+  mu: optax.Updates
+  ns_coeffs: jax.Array
+
+
 def muon(
   learning_rate: optax.ScalarOrSchedule,
   others: optax.GradientTransformation,
   weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-  """Kernels of convolutions by Muon with Nesterov's momentum of 0.95.
+  """Muon with Nesterov's momentum of 0.95 for the kernels of convolutions.
 
   Args:
-    learning_rate: of the kernels, (h, w, in, out); each is taken as a matrix of
-      h w in rows, as by Muon's author.
-    others: the optimiser of everything else.
-    weight_decay: of the kernels, times the learning rate.
+    learning_rate: the rate of the kernels (h, w, in, out). A kernel is taken as
+      a matrix of h * w * in rows, as by Muon's author.
+    others: the optimiser of all other parameters.
+    weight_decay: weight decay of the kernels, times the learning rate.
   """
   kernels = optax.chain(
     scale_by_muon(),
@@ -51,14 +69,16 @@ def muon(
 def scale_by_muon() -> optax.GradientTransformation:
   """Replaces the momentum of every kernel by `orthogonalize` of it."""
 
-  def init(params: Any) -> optax.contrib.MuonState:
-    return optax.contrib.MuonState(
+  def init(params: optax.Params) -> State:
+    return State(
       count=jnp.zeros([], jnp.int32),
       mu=optax.tree.zeros_like(params),
-      ns_coeffs=jnp.asarray(COEFFICIENTS),  # Not read; optax's layout.
+      ns_coeffs=jnp.asarray(COEFFICIENTS),
     )
 
-  def update(updates, state, params=None):
+  def update(
+    updates: optax.Updates, state: State, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, State]:
     del params
     count = optax.safe_increment(state.count)
     mean = optax.tree.update_moment(updates, state.mu, _BETA, 1)
@@ -76,14 +96,15 @@ def scale_by_muon() -> optax.GradientTransformation:
 def orthogonalize(kernel: jax.Array) -> jax.Array:
   """Brings the singular values of a matrix near 1, to about 0.7 to 1.2.
 
-  Those below some 1/500 of its Frobenius norm grow by 485 and stay smaller.
+  Values below about 1/500 of its Frobenius norm grow by a factor of 485 and
+  stay smaller.
 
   Args:
     kernel: (..., out), float32, taken as a matrix with `out` columns.
 
   Returns:
-    Likewise. Products are of full float32 precision: the iterations let the
-    rounding of small eigenvalues grow by the square of 3.4 each.
+    A kernel of the same shape. Products have full float32 precision: each
+    iteration multiplies the rounding errors of small eigenvalues by 3.4^2.
   """
   matrix = kernel.reshape(-1, kernel.shape[-1])
   matrix /= jnp.linalg.norm(matrix) + _EPSILON
@@ -99,20 +120,22 @@ def orthogonalize(kernel: jax.Array) -> jax.Array:
 
 
 def _factor(gram: jax.Array) -> jax.Array:
-  """What an iteration multiplies the matrix by."""
+  """The polynomial (n, n) by which an iteration multiplies the matrix."""
   a, b, c = COEFFICIENTS
   return a * jnp.eye(len(gram)) + b * gram + c * _dot(gram, gram)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The matrix product in full float32 precision."""
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _scaled(update: jax.Array) -> jax.Array:
-  """Wide matrices take longer steps, by the root of their aspect."""
+  """Scales the steps of wide matrices by the root of their aspect ratio."""
   *rows, columns = update.shape
   return math.sqrt(max(1.0, columns / math.prod(rows))) * update
 
 
 def _labels(params: Any) -> Any:
+  """The optimiser of each parameter: a tree of 'muon' and 'adam'."""
   return jax.tree.map(lambda x: 'muon' if x.ndim == 4 else 'adam', params)

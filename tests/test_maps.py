@@ -10,7 +10,7 @@ from scipy import ndimage
 from dmdd_jax import evaluate_maps
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
-from dmdd_jax.data import maps as map_files
+from dmdd_jax.data import maps as maps_lib
 from dmdd_jax.metrics import results
 
 
@@ -18,9 +18,9 @@ from dmdd_jax.metrics import results
 def test_a_map_survives_its_file_bit_for_bit(tmp_path, suffix):
   values = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
   path = str(tmp_path / 'test' / 'dent' / f'000{suffix}')
-  map_files.write_map(path, values)
-  assert map_files.find_map(path.removesuffix(suffix)) == path
-  np.testing.assert_array_equal(map_files.read_map(path), values)
+  maps_lib.write_map(path, values)
+  assert maps_lib.find_map(path.removesuffix(suffix)) == path
+  np.testing.assert_array_equal(maps_lib.read_map(path), values)
 
 
 @pytest.mark.parametrize(
@@ -34,39 +34,39 @@ def test_a_map_survives_its_file_bit_for_bit(tmp_path, suffix):
 def test_a_map_that_lost_its_ranking_is_refused(tmp_path, values, message):
   path = str(tmp_path / 'a.npy')
   np.save(path, values)
-  with pytest.raises(map_files.BadMapError, match=message):
-    map_files.read_map(path)
+  with pytest.raises(maps_lib.BadMapError, match=message):
+    maps_lib.read_map(path)
 
 
 def test_an_unreadable_or_missing_map_is_named(tmp_path):
   (tmp_path / 'a.tiff').write_text('no picture')
-  with pytest.raises(map_files.BadMapError, match=r'a\.tiff cannot be read'):
-    map_files.read_map(str(tmp_path / 'a.tiff'))
-  with pytest.raises(map_files.BadMapError, match=r'b\{\.tiff'):
-    map_files.find_map(str(tmp_path / 'b'))
+  with pytest.raises(maps_lib.BadMapError, match=r'a\.tiff cannot be read'):
+    maps_lib.read_map(str(tmp_path / 'a.tiff'))
+  with pytest.raises(maps_lib.BadMapError, match=r'b\{\.tiff'):
+    maps_lib.find_map(str(tmp_path / 'b'))
 
 
 def test_resize_has_half_pixel_centres():
   row = np.array([[0.0, 1.0]], np.float32)
   # Twice the width: centres at -.25, .25, .75, 1.25 of the old ones.
   np.testing.assert_allclose(
-    map_files.resize_map(row, (1, 4)), [[0.0, 0.25, 0.75, 1.0]]
+    maps_lib.resize_map(row, (1, 4)), [[0.0, 0.25, 0.75, 1.0]]
   )
   values = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
   reference = ndimage.zoom(
     values, (5 / 2, 7 / 4), order=1, mode='nearest', grid_mode=True
   )
   np.testing.assert_allclose(
-    map_files.resize_map(values, (15, 14)), reference, atol=1e-5
+    maps_lib.resize_map(values, (15, 14)), reference, atol=1e-5
   )
-  np.testing.assert_array_equal(map_files.resize_map(values, (6, 8)), values)
+  np.testing.assert_array_equal(maps_lib.resize_map(values, (6, 8)), values)
 
 
 def test_top_mean_is_the_mean_of_the_highest():
   values = np.arange(12.0).reshape(3, 4)
-  assert map_files.top_mean(values, 3) == pytest.approx((9 + 10 + 11) / 3)
-  assert map_files.top_mean(values, 1) == 11
-  assert map_files.top_mean(values, 100) == pytest.approx(5.5)
+  assert maps_lib.top_mean(values, 3) == pytest.approx((9 + 10 + 11) / 3)
+  assert maps_lib.top_mean(values, 1) == 11
+  assert maps_lib.top_mean(values, 100) == pytest.approx(5.5)
 
 
 def _tree(root) -> None:
@@ -87,26 +87,25 @@ def test_perfect_maps_score_one_and_a_missing_one_is_named(tmp_path):
   _tree(tmp_path / 'data')
   records = layouts.list_mvtec(str(tmp_path / 'data'), 'nut').test
   for record in records:
-    stem = map_files.map_path(str(tmp_path / 'maps'), 'nut', record)
+    stem = maps_lib.map_path(str(tmp_path / 'maps'), 'nut', record)
     mask = images_lib.native_mask(record).astype(np.float32)
-    map_files.write_map(stem + '.tiff', mask)
+    maps_lib.write_map(stem + '.tiff', mask)
   rows = evaluate_maps.evaluate_maps(
     str(tmp_path / 'maps'), str(tmp_path / 'data'), score_top_pixels=1
   )
   assert set(rows) == {'nut'}
   for name in ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro'):
     assert rows['nut'][name] == 1.0
-  table = results.write_tables(rows, str(tmp_path / 'out'))
-  assert '| nut | 100.00 |' in table
+  assert '| nut | 100.00 |' in results.format_table(rows)
   os.remove(stem + '.tiff')
-  with pytest.raises(map_files.BadMapError, match='every test image'):
+  with pytest.raises(maps_lib.BadMapError, match='every test image'):
     evaluate_maps.evaluate_maps(str(tmp_path / 'maps'), str(tmp_path / 'data'))
 
 
 def test_a_folder_without_maps_says_what_it_looked_for(tmp_path):
   _tree(tmp_path / 'data')
   (tmp_path / 'maps').mkdir()
-  with pytest.raises(map_files.BadMapError, match='CATEGORY/test'):
+  with pytest.raises(maps_lib.BadMapError, match='CATEGORY/test'):
     evaluate_maps.evaluate_maps(str(tmp_path / 'maps'), str(tmp_path / 'data'))
   with pytest.raises(FileNotFoundError, match='nowhere'):
     evaluate_maps.evaluate_maps('nowhere', str(tmp_path / 'data'))
