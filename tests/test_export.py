@@ -113,7 +113,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import json
 import numpy as np
-from dmdd_jax.export import loader
+from dmdd_jax import exported
 
 model = exported.load({os.fspath(path)!r})
 scores, maps = model(np.full((2, 32, 32, 3), 90, np.uint8))
