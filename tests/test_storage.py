@@ -1,22 +1,22 @@
-"""A run's folder on a file system that is not local, played by a local one."""
+"""A run's folder in a bucket; a local folder stands in for the bucket."""
 
 import os
+import shutil
 
 from etils import epath
-from etils.epath import backend
-from etils.epath import gpath
+from etils.epath import testing
 import numpy as np
 import program_helpers
 import pytest
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.summary.writer import event_file_writer
-import test_report
 
 from dmdd_jax import run as run_lib
 from dmdd_jax import storage
 from dmdd_jax.data import layouts
 from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.models import resnet
 from dmdd_jax.report import overlays
 from dmdd_jax.report import page
 from dmdd_jax.scoring import calibration
@@ -24,36 +24,26 @@ from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import faults
 
 
-class FakeBucket:
-  """epath's backend for gs://, on a local folder."""
-
-  def __init__(self, folder):
-    self._folder = os.fspath(folder)
-    self._local = backend._OsPathBackend()
-
-  def __getattr__(self, name):
-    def call(path, *arguments, **options):
-      path = os.fspath(path)
-      assert path.startswith('gs://'), path
-      local = path.replace('gs:/', self._folder, 1)
-      return getattr(self._local, name)(local, *arguments, **options)
-
-    return call
-
-
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-  """The local folder that is gs://bucket; nothing may be made beside it."""
-  fake = FakeBucket(tmp_path / 'remote')
-  own = gpath._GPath._backend.fget
-  monkeypatch.setattr(
-    gpath._GPath,
-    '_backend',
-    property(lambda path: fake if path._uri_scheme == 'gs' else own(path)),
-  )
+  """The local folder behind gs://bucket; nothing may be written beside it."""
+  root = str(tmp_path / 'remote')
+
+  def on_folder(call, *paths, **options):
+    local = [
+      os.fspath(path).replace('gs:/', root, 1)
+      if os.fspath(path).startswith('gs://')
+      else path
+      for path in paths
+    ]
+    return call(*local, **options)
+
+  names = ('copy', 'exists', 'glob', 'isdir', 'listdir', 'makedirs', 'mkdir')
+  names += ('open', 'remove', 'rename', 'replace', 'rmtree', 'stat', 'walk')
   (tmp_path / 'here').mkdir()
   monkeypatch.chdir(tmp_path / 'here')
-  yield tmp_path / 'remote' / 'bucket'
+  with testing.mock_epath(**dict.fromkeys(names, on_folder)):
+    yield tmp_path / 'remote' / 'bucket'
   assert not os.listdir('.')
 
 
@@ -88,21 +78,56 @@ def test_names_are_absolute_or_remote(monkeypatch, tmp_path):
   assert isinstance(storage.path('run'), epath.Path)
 
 
-def test_tables_and_a_report_of_what_is_there(bucket):
-  workdir = 'gs://bucket/run'
-  run_lib._make_workdir(workdir)
-  rows = {name: test_report.make_category(f'{workdir}/{name}') for name in 'ab'}
-  results_lib.write_tables(rows, workdir)
+@pytest.fixture
+def trained(tmp_path):
+  """The folder of a trained category, with the network of its archive."""
+  name = '2026-11-28-encoder.zip'
+  archive = os.path.join(os.path.dirname(__file__), 'data/checkpoints', name)
+  shutil.unpack_archive(archive, tmp_path / 'archive')
+  with pytest.MonkeyPatch.context() as patch:
+    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False, channels=4)
+    patch.setitem(resnet.SPECS, 'resnet18', spec)
+    yield tmp_path / 'archive' / 'run'
+
+
+def _files(folder):
+  """{path below a folder: bytes} of all its files."""
+  paths = (path for path in folder.rglob('*') if path.is_file())
+  return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_an_evaluation_writes_the_same_into_a_bucket(bucket, trained, tmp_path):
+  root = os.path.dirname(program_helpers.write_data(tmp_path / 'data'))
+  for output in ('gs://bucket/run', str(tmp_path / 'local')):
+    options = {'data_root': root, 'eval_options': {'batch_size': 4}}
+    run_lib.evaluate_run(trained, f'{output}/surface', **options)
+  remote, local = _files(bucket / 'run'), _files(tmp_path / 'local')
+  assert remote.keys() == local.keys()
+  assert {'surface/report.html', 'surface/results.json'} <= remote.keys()
+  for name in remote:
+    if name.endswith(('.png', '.csv')):
+      assert remote[name] == local[name], name
+
+
+def test_a_finished_run_in_a_bucket_gets_its_tables_and_report(bucket):
+  config, workdir = program_helpers.tiny_run(''), 'gs://bucket/run'
+  results = {'config': run_lib.for_category(config, 'surface').to_dict()}
+  results |= {'category': 'surface', 'step': 6, 'pixel_auroc': 0.5}
+  results_lib.write_json(f'{workdir}/surface/results.json', results)
+  assert '50' in run_lib.run_categories(config, workdir)
+  names = {path.name for path in (bucket / 'run').iterdir()}
+  tables = {'results.json', 'results.csv', 'results.md'}
+  assert tables | {'surface'} <= names
+
+
+def test_events_are_read_from_a_bucket(bucket):
   writer = event_file_writer.EventFileWriter(str(bucket / 'run/a'))
   summary = summary_pb2.Summary()
   summary.value.add(tag='train/loss', simple_value=2.5)
   writer.add_event(event_pb2.Event(step=3, summary=summary))
   writer.close()
-  assert page.read_scalars(f'{workdir}/a') == {'train/loss': ([3], [2.5])}
-  assert page.write(workdir) == f'{workdir}/report.html'
-  names = {path.name for path in (bucket / 'run').iterdir()}
-  tables = {'results.json', 'results.csv', 'results.md'}
-  assert names == {'a', 'b', 'report.html', *tables}
+  scalars = page.read_scalars('gs://bucket/run/a')
+  assert scalars == {'train/loss': ([3], [2.5])}
 
 
 def test_pictures_take_the_place_of_older_ones(bucket, tmp_path):
