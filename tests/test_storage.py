@@ -4,7 +4,7 @@ import os
 import shutil
 
 from etils import epath
-from etils.epath import testing
+from etils.epath import backend
 import numpy as np
 import program_helpers
 import pytest
@@ -24,26 +24,33 @@ from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import faults
 
 
+class FakeBucket:
+  """The backend that epath takes for gs://, on a local folder."""
+
+  def __init__(self, folder):
+    self._folder = os.fspath(folder)
+
+  def __getattr__(self, name):
+    def call(*arguments, **options):
+      assert os.fspath(arguments[0]).startswith('gs://'), arguments
+      arguments = [
+        os.fspath(argument).replace('gs:/', self._folder, 1)
+        if str(argument).startswith('gs://')
+        else argument
+        for argument in arguments
+      ]
+      return getattr(backend.os_backend, name)(*arguments, **options)
+
+    return call
+
+
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
   """The local folder behind gs://bucket; nothing may be written beside it."""
-  root = str(tmp_path / 'remote')
-
-  def on_folder(call, *paths, **options):
-    local = [
-      os.fspath(path).replace('gs:/', root, 1)
-      if os.fspath(path).startswith('gs://')
-      else path
-      for path in paths
-    ]
-    return call(*local, **options)
-
-  names = ('copy', 'exists', 'glob', 'isdir', 'listdir', 'makedirs', 'mkdir')
-  names += ('open', 'remove', 'rename', 'replace', 'rmtree', 'stat', 'walk')
+  monkeypatch.setattr(backend, 'tf_backend', FakeBucket(tmp_path / 'remote'))
   (tmp_path / 'here').mkdir()
   monkeypatch.chdir(tmp_path / 'here')
-  with testing.mock_epath(**dict.fromkeys(names, on_folder)):
-    yield tmp_path / 'remote' / 'bucket'
+  yield tmp_path / 'remote' / 'bucket'
   assert not os.listdir('.')
 
 
