@@ -13,6 +13,7 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
+import ml_collections
 from ml_collections import config_flags
 
 from dmdd_jax import cli
@@ -31,20 +32,15 @@ flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
 flags.DEFINE_string('profile_steps', None, 'train: trace of the steps a:b.')
 flags.DEFINE_string('coordinator', None, "HOST:PORT of process 0, or 'auto'.")
-flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
-flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
-flags.DEFINE_integer('category_group', None, 'Given by groups.py.')
+flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
+flags.DEFINE_integer('category_group', None, 'Set by launch/groups.py.')
 
 
 def main(argv: list[str]) -> None:
   """Sets the process up and calls train, evaluate or predict."""
   if FLAGS.mode == 'train':
     cli.use_huge_pages(main)
-  import jax  # Takes a second, which `--help` and the line above need not.
-
-  from dmdd_jax.launch import groups
-  from dmdd_jax.launch import hosts
-
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   config, workdir = _CONFIG.value, FLAGS.workdir
@@ -53,22 +49,20 @@ def main(argv: list[str]) -> None:
   if workdir is None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
-  cli.use_compilation_cache()
-  share = (0, 1)
-  if FLAGS.mode == 'train' and config.mesh.category_groups > 1:
-    place = hosts.place(FLAGS.num_processes, FLAGS.process_id)
-    count, group = config.mesh.category_groups, FLAGS.category_group
-    share = groups.share(count, group, workdir, place)
-  else:
-    hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-  logging.info('devices: %s', jax.devices())
+  place = set_up_devices(config)
   if FLAGS.mode == 'predict':
     predict(workdir)
     return
   from dmdd_jax import run as run_lib
 
   if FLAGS.mode == 'train':
-    table = run_lib.run_categories(config, workdir, FLAGS.profile_steps, share)
+    table = run_lib.train_run(
+      config,
+      workdir,
+      FLAGS.profile_steps,
+      place=place,
+      group=FLAGS.category_group,
+    )
   else:
     options = {}
     if config is not None:
@@ -77,6 +71,31 @@ def main(argv: list[str]) -> None:
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
   print(f'pictures: {os.path.join(workdir, "*", "pictures")}')
+
+
+def set_up_devices(
+  config: ml_collections.ConfigDict | None,
+) -> tuple[int, int]:
+  """Joins the processes, or picks the devices of a training in groups.
+
+  Returns:
+    (index, count) of this host among those that share the groups.
+  """
+  import jax  # Takes a second, which `--help` need not wait for.
+
+  from dmdd_jax.launch import hosts
+
+  cli.use_compilation_cache()
+  place = (0, 1)
+  if FLAGS.mode == 'train' and config.mesh.category_groups > 1:
+    place = hosts.place(FLAGS.num_processes, FLAGS.process_id)
+    if FLAGS.category_group is None:
+      # The first process of a host leaves the accelerators to its groups.
+      jax.config.update('jax_platforms', 'cpu')
+  else:
+    hosts.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+  logging.info('devices: %s', jax.devices())
+  return place
 
 
 def predict(workdir: str) -> None:

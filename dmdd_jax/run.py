@@ -2,7 +2,7 @@
 
 Synopsis:
 
-  table = run.run_categories(config, 'runs/mvtec')
+  table = run.train_run(config, 'runs/mvtec')
   state, results = run.train_and_evaluate(config, 'runs/mvtec/screw')
   results = run.evaluate_workdir('runs/mvtec/screw')
 """
@@ -25,6 +25,7 @@ from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
+from dmdd_jax.launch import groups
 from dmdd_jax.launch import preemption
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import pretrained
@@ -109,6 +110,41 @@ def for_category(
       f'config.per_category.{category}: {error.args[0]}'
     ) from error
   return single
+
+
+def train_run(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  profile_steps: str | None = None,
+  *,
+  place: tuple[int, int] = (0, 1),
+  group: int | None = None,
+) -> str:
+  """Trains and evaluates all categories, in groups of devices if asked for.
+
+  With `config.mesh.category_groups` > 1, the first process of a host runs its
+  groups, which are processes of the same command, and then writes the tables.
+
+  Args:
+    config: see `run_categories`.
+    workdir: see `run_categories`.
+    profile_steps: see `train_and_evaluate`.
+    place: (index, count) of this host, for groups.
+    group: the group that this process is; None in the first process.
+
+  Returns:
+    The table over the categories, as text.
+
+  Raises:
+    ValueError, Preempted: see `run_categories` and `groups.run`.
+  """
+  count = config.mesh.category_groups
+  if count <= 1:
+    return run_categories(config, workdir, profile_steps)
+  if group is None:
+    groups.run(count, workdir, place)
+  share = groups.share(count, group, place)
+  return run_categories(config, workdir, profile_steps, share)
 
 
 def run_categories(

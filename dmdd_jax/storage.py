@@ -4,6 +4,9 @@ Names are texts, 'runs/demo' or 'gs://bucket/run', and are joined by
 `os.path.join`. What is written is never seen half written: a local file is
 moved to its place, and others appear when they are closed.
 
+Experimental: gs:// was run with a local folder in place of the bucket, never
+with a real bucket.
+
 Synopsis:
 
   storage.write_text('gs://bucket/run/results.md', table)

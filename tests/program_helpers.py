@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
@@ -153,6 +154,14 @@ def start_processes(arguments, cache, die=(None, None)):
     start_main([*arguments, *joined, f'--process_id={index}'], cache, die=how)
     for index, how in enumerate(die)
   ]
+
+
+def wait_for(condition, seconds=60.0):
+  """Polls until a function returns true; fails after the deadline."""
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, f'not within {seconds} s'
+    time.sleep(0.1)
 
 
 def finish(*processes):

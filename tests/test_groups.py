@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import program_helpers
 import pytest
@@ -11,11 +13,6 @@ from dmdd_jax.launch import hosts
 from dmdd_jax.launch import preemption
 
 CATEGORIES = ('a', 'b', 'c', 'd')
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.getbasetemp() / 'compiled'
 
 
 @pytest.fixture(scope='module')
@@ -76,11 +73,11 @@ def test_devices_divide_or_are_refused(monkeypatch):
   devices = {'cpu': 1}  # The cores of a machine are for all groups.
   assert groups.environments(3, {})[2] == {'XLA_FLAGS': f'{flag}1'}
   devices = {'gpu': 4}
-  found = [row['CUDA_VISIBLE_DEVICES'] for row in groups.environments(2, {})]
-  assert found == ['0,1', '2,3']
+  rows = groups.environments(2, {})
+  assert [row['CUDA_VISIBLE_DEVICES'] for row in rows] == ['0,1', '2,3']
   devices = {'gpu': 2}
-  found = groups.environments(2, {'CUDA_VISIBLE_DEVICES': '5,7'})
-  assert [row['CUDA_VISIBLE_DEVICES'] for row in found] == ['5', '7']
+  rows = groups.environments(2, {'CUDA_VISIBLE_DEVICES': '5,7'})
+  assert [row['CUDA_VISIBLE_DEVICES'] for row in rows] == ['5', '7']
   assert groups.environments(1, {}) == [{}]
 
 
@@ -99,43 +96,100 @@ def test_chips_of_a_tpu_host_are_slices_of_their_own(monkeypatch):
     groups.environments(2, {})
 
 
-def test_hosts_hold_the_groups_in_turns(monkeypatch):
+# The first process runs its groups, which are processes of the same command.
+# A group writes its index and exits with the status that STATUSES gives it;
+# 'wait' waits for SIGTERM.
+PROGRAM = """
+import json, os, sys, time
+workdir, count, place = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+if len(sys.argv) == 4:
+  from absl import logging
+  from dmdd_jax.launch import groups
+  logging.set_verbosity(logging.INFO)
+  try:
+    groups.run(count, workdir, tuple(place))
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+else:
+  group = sys.argv[4].removeprefix('--category_group=')
+  status = json.loads(os.environ['STATUSES']).get(group, 0)
+  if status == 'wait':
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+  open(os.path.join(os.environ['STARTED'], group), 'w').close()
+  if status == 'wait':
+    time.sleep(300)
+  sys.exit(status)
+"""
+
+
+@pytest.fixture
+def start(tmp_path, cache):
+  """Starts PROGRAM; the folder tmp_path/started names its groups."""
+  started = tmp_path / 'started'
+  started.mkdir()
+  processes = []
+
+  def start_one(count, place=(0, 1), workdir=tmp_path, **statuses):
+    environment = {
+      **program_helpers.environment(cache),
+      'JAX_PLATFORMS': 'cpu',
+      'STARTED': str(started),
+      'STATUSES': json.dumps({k[1:]: v for k, v in statuses.items()}),
+    }
+    process = subprocess.Popen(
+      [sys.executable, '-c', PROGRAM, str(workdir)]
+      + [str(count), json.dumps(place)],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    processes.append(process)
+    return process
+
+  yield start_one
+  for process in processes:
+    process.terminate()
+
+
+def test_hosts_hold_the_groups_in_turns(start, tmp_path):
   """The shares of a host's groups are together the share of the host."""
-  started = []
-
-  def start(group, workdir, variables, log):
-    started.append(group)
-
-  def run(starts, at_a_time):
-    for start_one in starts.values():
-      start_one()
-    return dict.fromkeys(starts, 0)
-
-  monkeypatch.setattr(groups, '_start', start)
-  monkeypatch.setattr(groups.children, 'run', run)
-  monkeypatch.setattr(groups, '_count_devices', lambda environment: ('cpu', 1))
-  monkeypatch.setattr(groups.jax.config, 'update', lambda name, value: None)
-  assert groups.share(6, None, 'here', (1, 3)) == (1, 3)
+  (status,), (log,) = program_helpers.finish(start(6, (1, 3)))
+  assert status == 0, log
+  started = sorted(int(name) for name in os.listdir(tmp_path / 'started'))
   assert started == [1, 4]
-  of_groups = sorted(i for group in started for i in range(15)[group::6])
-  assert of_groups == [*range(15)[1::3]]
-  assert groups.share(6, 4, 'here', (1, 3)) == (4, 6)
+  shares = [groups.share(6, group, (1, 3)) for group in started]
+  assert shares == [(1, 6), (4, 6)]
+  of_groups = sorted(i for index, n in shares for i in range(15)[index::n])
+  index, count = groups.share(6, None, (1, 3))
+  assert of_groups == [*range(15)[index::count]]
   with pytest.raises(ValueError, match='use a multiple of 3'):
     groups.run(4, 'here', (1, 3))
 
 
-def test_a_group_that_failed_is_named(monkeypatch):
-  statuses = {'group 0': 0, 'group 1': 1}
-  monkeypatch.setattr(groups.children, 'run', lambda *_, at_a_time: statuses)
-  monkeypatch.setattr(groups, '_count_devices', lambda environment: ('cpu', 1))
-  with pytest.raises(ValueError, match=r'1 of 2 groups.*here/group_1\.log'):
-    groups.run(2, 'here')
-  with pytest.raises(ValueError, match='1 of 2 groups here failed, as said'):
-    groups.run(2, 'gs://there')  # Their output is this process's.
-  statuses['group 1'] = preemption.STATUS
-  with pytest.raises(preemption.Preempted) as left:
-    groups.run(2, 'here')
-  assert left.value.code == preemption.STATUS
+def test_a_failed_group_is_named(start, tmp_path):
+  local, remote = program_helpers.finish(
+    start(2, _1=3), start(2, workdir='gs://there', _1=3)
+  )[1]
+  assert '1 of 2 groups on this host failed' in local
+  assert f'see {tmp_path}/group_1.log' in local
+  # Without logs of their own, the groups write into the log of the first.
+  assert '1 of 2 groups on this host failed; see the log above' in remote
+
+
+def test_sigterm_is_passed_on_to_the_groups(start, tmp_path):
+  process = start(3, _0='wait', _1='wait', _2=3)
+  program_helpers.wait_for(
+    lambda: (
+      len(os.listdir(tmp_path / 'started')) == 3 or process.poll() is not None
+    )
+  )
+  process.terminate()
+  (status,), (log,) = program_helpers.finish(process)
+  assert status == preemption.STATUS, log
+  assert '1 of 3 groups on this host failed' in log
+  assert 'the groups [0, 1, 2] have ended' in log
 
 
 @pytest.mark.parametrize('given', [(2, None), (None, 0), (2, 2)])

@@ -1,8 +1,8 @@
 """Processes on a Ray cluster of this machine alone."""
 
 import sys
-import time
 
+import program_helpers
 import pytest
 
 from dmdd_jax.launch import children
@@ -22,20 +22,14 @@ def _python(code):
   return [sys.executable, '-c', code]
 
 
-def _wait_for(condition, seconds=60.0):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end
-    time.sleep(0.1)
-
-
 def test_statuses_and_logs_are_those_of_the_processes(launch, tmp_path):
   codes = {'good': 'print("fine")', 'bad': 'raise SystemExit(3)'}
   starts = {
     name: lambda name=name: launch(_python(codes[name]), tmp_path / name)
     for name in codes
   }
-  assert children.run(starts, at_a_time=2) == {'good': 0, 'bad': 3}
+  outcome = children.run(starts, at_a_time=2)
+  assert outcome == children.Outcome(['good'], ['bad'], [])
   assert (tmp_path / 'good').read_text() == 'fine\n'
 
 
@@ -47,20 +41,22 @@ print('ready', flush=True)
 time.sleep(60)
 """
   process = launch(_python(code), tmp_path / 'log')
-  _wait_for(lambda: (tmp_path / 'log').exists())
-  _wait_for(lambda: process.poll() or 'ready' in (tmp_path / 'log').read_text())
+  program_helpers.wait_for(lambda: (tmp_path / 'log').exists())
+  program_helpers.wait_for(
+    lambda: process.poll() or 'ready' in (tmp_path / 'log').read_text()
+  )
   assert process.returncode is None
   process.terminate()
   assert process.wait() == preemption.STATUS
 
 
-def test_what_waits_for_its_share_is_not_begun_when_told_to_end(tmp_path):
-  connected = ray_cluster.Process(
+def test_a_terminated_process_that_waits_is_never_begun(tmp_path):
+  process = ray_cluster.Process(
     _python('print("begun")'), tmp_path / 'log', cpus=10**6, gpus=0
   )
-  assert connected.poll() is None
-  connected.terminate()
-  assert connected.wait() == preemption.STATUS
+  assert process.poll() is None
+  process.terminate()
+  assert process.wait() == preemption.STATUS
   assert not (tmp_path / 'log').exists()
 
 

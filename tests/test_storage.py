@@ -1,21 +1,20 @@
-"""A run's folder on a file system that is not local, played by a local one."""
+"""A run's folder in a bucket; a local folder stands in for the bucket."""
 
 import os
+import shutil
 
 from etils import epath
 from etils.epath import backend
-from etils.epath import gpath
 import numpy as np
 import program_helpers
 import pytest
-import test_report
 
 from dmdd_jax import run as run_lib
 from dmdd_jax import storage
 from dmdd_jax.data import layouts
 from dmdd_jax.metrics import results as results_lib
+from dmdd_jax.models import resnet
 from dmdd_jax.report import overlays
-from dmdd_jax.report import page
 from dmdd_jax.scoring import calibration
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import faults
@@ -23,32 +22,29 @@ from dmdd_jax.training import scalars
 
 
 class FakeBucket:
-  """epath's backend for gs://, on a local folder."""
+  """The backend that epath takes for gs://, on a local folder."""
 
   def __init__(self, folder):
     self._folder = os.fspath(folder)
-    self._local = backend._OsPathBackend()
 
   def __getattr__(self, name):
-    def call(path, *arguments, **options):
-      path = os.fspath(path)
-      assert path.startswith('gs://'), path
-      local = path.replace('gs:/', self._folder, 1)
-      return getattr(self._local, name)(local, *arguments, **options)
+    def call(*arguments, **options):
+      assert os.fspath(arguments[0]).startswith('gs://'), arguments
+      arguments = [
+        os.fspath(argument).replace('gs:/', self._folder, 1)
+        if str(argument).startswith('gs://')
+        else argument
+        for argument in arguments
+      ]
+      return getattr(backend.os_backend, name)(*arguments, **options)
 
     return call
 
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-  """The local folder that is gs://bucket; nothing may be made beside it."""
-  fake = FakeBucket(tmp_path / 'remote')
-  own = gpath._GPath._backend.fget
-  monkeypatch.setattr(
-    gpath._GPath,
-    '_backend',
-    property(lambda path: fake if path._uri_scheme == 'gs' else own(path)),
-  )
+  """The local folder behind gs://bucket; nothing may be written beside it."""
+  monkeypatch.setattr(backend, 'tf_backend', FakeBucket(tmp_path / 'remote'))
   (tmp_path / 'here').mkdir()
   monkeypatch.chdir(tmp_path / 'here')
   yield tmp_path / 'remote' / 'bucket'
@@ -87,19 +83,54 @@ def test_names_are_absolute_or_remote(monkeypatch, tmp_path):
   assert isinstance(storage.path('run'), epath.Path)
 
 
-def test_tables_and_a_report_of_what_is_there(bucket):
-  workdir = 'gs://bucket/run'
-  run_lib._make_workdir(workdir)
-  rows = {name: test_report.make_category(f'{workdir}/{name}') for name in 'ab'}
-  storage.write_texts(workdir, results_lib.format_tables(rows))
-  for step in (3, 4):
-    scalars.append(f'{workdir}/a', step, {'train/loss': step / 2})
-  curves = {'train/loss': ([3, 4], [1.5, 2.0])}
-  assert scalars.read(f'{workdir}/a') == curves
-  assert page.write(workdir) == f'{workdir}/report.html'
+@pytest.fixture
+def trained(tmp_path):
+  """The folder of a trained category, with the network of its archive."""
+  name = '2026-11-28-encoder.zip'
+  archive = os.path.join(os.path.dirname(__file__), 'data/checkpoints', name)
+  shutil.unpack_archive(archive, tmp_path / 'archive')
+  with pytest.MonkeyPatch.context() as patch:
+    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False, channels=4)
+    patch.setitem(resnet.SPECS, 'resnet18', spec)
+    yield tmp_path / 'archive' / 'run'
+
+
+def _files(folder):
+  """{path below a folder: bytes} of all its files."""
+  paths = (path for path in folder.rglob('*') if path.is_file())
+  return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_an_evaluation_writes_the_same_into_a_bucket(bucket, trained, tmp_path):
+  root = os.path.dirname(program_helpers.write_data(tmp_path / 'data'))
+  for output in ('gs://bucket/run', str(tmp_path / 'local')):
+    options = {'data_root': root, 'eval_options': {'batch_size': 4}}
+    run_lib.evaluate_run(trained, f'{output}/surface', **options)
+  remote, local = _files(bucket / 'run'), _files(tmp_path / 'local')
+  assert remote.keys() == local.keys()
+  assert {'surface/report.html', 'surface/results.json'} <= remote.keys()
+  for name in remote:
+    if name.endswith(('.png', '.csv')):
+      assert remote[name] == local[name], name
+
+
+def test_a_finished_run_in_a_bucket_gets_its_tables_and_report(bucket):
+  config, workdir = program_helpers.tiny_run(''), 'gs://bucket/run'
+  results = {'config': run_lib.for_category(config, 'surface').to_dict()}
+  results |= {'category': 'surface', 'step': 6, 'pixel_auroc': 0.5}
+  text = results_lib.format_json(results)
+  storage.write_text(f'{workdir}/surface/results.json', text)
+  assert '50' in run_lib.run_categories(config, workdir)
   names = {path.name for path in (bucket / 'run').iterdir()}
   tables = {'results.json', 'results.csv', 'results.md'}
-  assert names == {'a', 'b', 'report.html', *tables}
+  assert tables | {'surface'} <= names
+
+
+def test_curves_are_appended_and_read_in_a_bucket(bucket):
+  for step in (3, 4):
+    scalars.append('gs://bucket/run/a', step, {'train/loss': step / 2})
+  curves = {'train/loss': ([3, 4], [1.5, 2.0])}
+  assert scalars.read('gs://bucket/run/a') == curves
 
 
 def test_pictures_take_the_place_of_older_ones(bucket, tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import program_helpers
@@ -14,7 +13,7 @@ from dmdd_jax.launch import preemption
 from dmdd_jax.launch import sweep
 
 
-def _found(values):
+def _results(values):
   """{seed: {category: results}} with one metric, from {seed: {c: value}}."""
   return {
     seed: {c: {'pixel_auroc': v} for c, v in row.items()}
@@ -23,8 +22,8 @@ def _found(values):
 
 
 def test_mean_and_deviation_by_hand():
-  found = _found({0: {'a': 0.5, 'b': 0.7}, 1: {'a': 0.7, 'b': 0.7}})
-  summary = sweep.summarize(found)
+  results = _results({0: {'a': 0.5, 'b': 0.7}, 1: {'a': 0.7, 'b': 0.7}})
+  summary = sweep.summarize(results)
   assert list(summary) == ['a', 'b', 'mean']
   a = summary['a']['pixel_auroc']
   assert a['mean'] == pytest.approx(0.6)
@@ -36,13 +35,13 @@ def test_mean_and_deviation_by_hand():
 
 
 def test_one_seed_has_no_deviation_and_null_is_undefined(tmp_path):
-  found = _found({0: {'a': 0.5, 'b': None}})
-  found[0]['a']['image_auroc'] = 1.0
-  summary = sweep.summarize(found)
+  results = _results({0: {'a': 0.5, 'b': None}})
+  results[0]['a']['image_auroc'] = 1.0
+  summary = sweep.summarize(results)
   assert np.isnan(summary['a']['pixel_auroc']['std'])
   assert 'pixel_auroc' not in summary['b']
   assert 'pixel_auroc' not in summary['mean']
-  table = sweep.write_summary(found, str(tmp_path))
+  table = sweep.write_summary(results, str(tmp_path))
   assert '±' not in table
   assert set(os.listdir(tmp_path)) == {
     'results.json',
@@ -51,39 +50,41 @@ def test_one_seed_has_no_deviation_and_null_is_undefined(tmp_path):
   }
 
 
-class FakeRun:
-  """In the place of `subprocess.Popen`: results, or a failure, at once."""
-
-  ran = []
-
-  def __init__(self, command, stdout, stderr):
-    option = '--config.data.category='
-    category = next(c for c in command if c.startswith(option))
-    category = category.removeprefix(option)
-    self.ran.append((category, command))
-    self.returncode = int(category == 'bad')
-    if category != 'bad':
-      folder = os.path.join(command[-1], category)
-      os.makedirs(folder)
-      with open(os.path.join(folder, 'results.json'), 'w') as file:
-        json.dump({'pixel_auroc': 0.5}, file)
-
-  def poll(self):
-    return self.returncode
+# A configuration file that acts in place of the training which reads it: `bad`
+# fails, `slow` waits for SIGTERM, any other category finishes at once.
+STAND_IN = """
+import json, os, signal, sys, time
+options = dict(word.split('=', 1) for word in sys.argv if '=' in word)
+category = options['--config.data.category']
+workdir = sys.argv[sys.argv.index('--workdir') + 1]
+folder = os.path.join(workdir, category)
+os.makedirs(folder)
+with open(f'{folder}/command.json', 'w') as file:
+  json.dump(sys.argv, file)
+if category == 'bad':
+  os._exit(1)
+if category == 'slow':
+  signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+  open(f'{folder}/started', 'w').close()
+  time.sleep(300)
+with open(f'{folder}/results.json', 'w') as file:
+  json.dump({'pixel_auroc': 0.5}, file)
+os._exit(0)
+"""
 
 
 @pytest.fixture
-def ran(monkeypatch):
-  """(category, command) of each run that was started."""
-  monkeypatch.setattr(FakeRun, 'ran', [])
-  monkeypatch.setattr(sweep.subprocess, 'Popen', FakeRun)
-  return FakeRun.ran
+def stand_in(tmp_path):
+  """The path of that file."""
+  path = tmp_path / 'stand_in.py'
+  path.write_text(STAND_IN)
+  return str(path)
 
 
-def test_failed_runs_are_named_after_the_others_are_written(tmp_path, ran):
+def test_failed_runs_are_named_after_the_others_are_written(tmp_path, stand_in):
   with pytest.raises(sweep.SweepError, match=r'1 of 2 runs.*seed_3/bad\.log'):
     sweep.run(
-      'configs/mvtec.py',
+      stand_in,
       ('good', 'bad'),
       seeds=(3,),
       workdir=str(tmp_path),
@@ -92,13 +93,15 @@ def test_failed_runs_are_named_after_the_others_are_written(tmp_path, ran):
   with open(tmp_path / 'results.json') as file:
     assert json.load(file)['good']['pixel_auroc']['mean'] == 0.5
   assert (tmp_path / 'seed_3' / 'results.md').exists()
-  for _, command in ran:
+  for category in ('good', 'bad'):
+    path = tmp_path / 'seed_3' / category / 'command.json'
+    command = json.loads(path.read_text())
     assert '--config.seed=3' in command
     assert '--config.train.batch_size=8' in command
 
 
 def test_array_tasks_share_the_runs_and_the_last_has_the_whole_table(
-  tmp_path, ran
+  tmp_path, stand_in
 ):
   for task in ('3', '4'):
     share = sweep.array_share(
@@ -109,69 +112,55 @@ def test_array_tasks_share_the_runs_and_the_last_has_the_whole_table(
         'SLURM_ARRAY_TASK_COUNT': '2',
       }
     )
-    found = sweep.run(
-      'configs/mvtec.py',
+    results = sweep.run(
+      stand_in,
       ('a', 'b', 'c'),
       seeds=(0,),
       workdir=str(tmp_path),
       share=share,
     )
-    assert list(found[0]) == (['a', 'c'] if task == '3' else ['a', 'b', 'c'])
-  assert [category for category, _ in ran] == ['a', 'c', 'b']
+    own, all_of_them = ['a', 'c'], ['a', 'b', 'c']
+    # A run that is started twice fails: its folder is there.
+    assert list(results[0]) == (own if task == '3' else all_of_them)
 
 
-# In the place of a training: `done` finishes, another waits for SIGTERM.
-TRAINING = """
-import json, os, signal, sys, time
-folder, category = sys.argv[1:]
-os.makedirs(f'{folder}/{category}')
-if category == 'done':
-  with open(f'{folder}/done/results.json', 'w') as file:
-    json.dump({'pixel_auroc': 0.5}, file)
-else:
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-  open(f'{folder}/{category}/started', 'w').close()
-  time.sleep(300)
-"""
-TOOL = """
-import os, runpy, subprocess, sys
-from dmdd_jax.launch import sweep
-def launch(command, log):
-  folder, name = os.path.split(log)
-  training = [sys.executable, '-c', os.environ['TRAINING']]
-  return subprocess.Popen([*training, folder, os.path.splitext(name)[0]])
-sweep._launch = launch
-runpy.run_path(sys.argv.pop(1), run_name='__main__')
-"""
-
-
-def test_a_sweep_that_is_told_to_end_passes_it_on_and_is_queued_again(tmp_path):
-  """As a task of SLURM, whose batch shell alone hears of it."""
+def test_a_terminated_sweep_passes_it_on_and_is_queued_again(
+  tmp_path, stand_in
+):
+  """As in SLURM, which sends SIGTERM to the batch shell alone."""
   tools = os.path.join(program_helpers.REPOSITORY, 'tools')
   scontrol = tmp_path / 'scontrol'
-  scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\n')
+  scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\n')
   scontrol.chmod(0o755)
-  process = subprocess.Popen(
-    [f'{tools}/requeue.sh', sys.executable, '-c', TOOL]
-    + [f'{tools}/run_categories.py', f'--workdir={tmp_path}']
-    + ['--config=configs/mvtec.py', '--categories=done,slow,later'],
-    env={
-      **program_helpers.environment(tmp_path),
-      'PATH': f'{tmp_path}:{os.environ["PATH"]}',
-      'SLURM_JOB_ID': '7',
-      'TRAINING': TRAINING,
-    },
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  while not (tmp_path / 'seed_0/slow/started').exists():
-    assert process.poll() is None, process.stderr.read()
-    time.sleep(0.1)
-  process.terminate()
-  _, said = process.communicate()
-  assert process.returncode == preemption.STATUS, said
-  assert '2 of 3 runs' in said and 'exit status 75' in said
-  assert (tmp_path / 'said').read_text() == 'requeue 7\n'
+  log = tmp_path / 'log'
+  with open(log, 'w') as file:
+    process = subprocess.Popen(
+      [f'{tools}/requeue.sh', sys.executable, f'{tools}/run_categories.py']
+      + [f'--workdir={tmp_path}', f'--config={stand_in}']
+      + ['--categories=done,slow,later'],
+      env={
+        **program_helpers.environment(tmp_path),
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'SLURM_JOB_ID': '7',
+      },
+      stderr=file,
+    )
+  try:
+    program_helpers.wait_for(
+      lambda: (
+        (tmp_path / 'seed_0/slow/started').exists()
+        or process.poll() is not None
+      )
+    )
+    assert process.poll() is None, log.read_text()
+    process.terminate()
+    status = process.wait(timeout=60)
+  finally:
+    process.terminate()  # Again, in case an assertion failed.
+  assert status == preemption.STATUS, log.read_text()
+  assert '2 of 3 runs' in log.read_text()
+  assert 'exit status 75' in log.read_text()
+  assert (tmp_path / 'arguments').read_text() == 'requeue 7\n'
   assert not (tmp_path / 'seed_0/later').exists()
   assert list(json.loads((tmp_path / 'results.json').read_text())) == [
     'done',

@@ -1,18 +1,21 @@
 #!/bin/sh
-# Runs a command in a SLURM job, which is queued again where it leaves with
-# status 75: SIGTERM came, and what there is is saved (dmdd_jax/launch/preemption.py).
+# Runs a command in a SLURM job. If the command leaves with status 75 (SIGTERM
+# came and the state is saved, see dmdd_jax/launch/preemption.py), the job is
+# queued again.
+#
+# Experimental: tested with a stand-in for scontrol, never run in SLURM.
 #
 #   sbatch --array=0-14 --requeue --open-mode=append --signal=B:TERM@120 \
 #     tools/requeue.sh .venv/bin/python tools/run_categories.py --config ...
 #
-# SIGTERM to this shell, which is what `B:` asks for, is passed on. Before srun,
-# ask for --signal=TERM@120: SLURM then tells srun's tasks by itself.
+# `B:` sends SIGTERM to this shell, which passes it on. With srun, leave `B:` out
+# (--signal=TERM@120): SLURM then sends SIGTERM to the tasks of srun itself.
 trap 'kill -TERM "$child" 2>/dev/null' TERM
 "$@" &
 child=$!
 wait "$child"
 status=$?
-while kill -0 "$child" 2>/dev/null; do # The trap has ended the wait.
+while kill -0 "$child" 2>/dev/null; do # The trap ends the wait.
   wait "$child"
   status=$?
 done

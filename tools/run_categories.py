@@ -4,9 +4,9 @@
     --categories screw,toothbrush --workdir runs/sweep --processes 2 \
     -- --config.data.root=data/mvtec
 
-Arguments after `--` go to every run. The same command again runs what is left.
-As a SLURM array (`sbatch --array=0-14 ...`), each task runs its share. With
---ray=auto the machines of a Ray cluster do, as many at a time as they hold.
+Arguments after `--` go to every run. The same command again skips what is
+finished. In a SLURM array (`sbatch --array=0-14 ...`) each task runs its share.
+With --ray=auto the runs are spread over the machines of a Ray cluster.
 """
 
 import os
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
   if _RAY.value:
     launch = ray_cluster.connect(_RAY.value, _RAY_CPUS.value, _RAY_GPUS.value)
     processes = len(seeds) * len(categories)
-  found = sweep.run(
+  results = sweep.run(
     _CONFIG.value,
     categories,
     seeds=seeds,
@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
     share=sweep.array_share(os.environ),
     launch=launch,
   )
-  if found:
-    print(sweep.write_summary(found, _WORKDIR.value))
+  if results:
+    print(sweep.write_summary(results, _WORKDIR.value))
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Kills a training at random steps and compares its end with one left alone.
+"""Kills a training at random steps; its end must equal an undisturbed one's.
 
   python tools/soak.py --workdir runs/soak --steps 2000 --kills 10
 
-Both are of configs/demo.py, made small. Says what each kill left, whether the
-ends are equal, and how much memory the one left alone held on the way.
+Both trainings are of configs/demo.py, made small. Prints the checkpoints after
+each kill, whether the ends are equal, and the memory of the undisturbed one.
 """
 
 import json
@@ -39,7 +39,7 @@ def start(workdir: str) -> subprocess.Popen:
 
 
 def watch(process: subprocess.Popen, log: str) -> dict[int, int]:
-  """Waits for a new training: {step: resident MB when the log named it}."""
+  """Waits for a training: {step: resident MB when the log named the step}."""
   memory = {}
   with open(log) as file, open(f'/proc/{process.pid}/statm') as statm:
     while process.poll() is None:
@@ -52,7 +52,7 @@ def watch(process: subprocess.Popen, log: str) -> dict[int, int]:
 
 
 def kill(workdir: str, how: signal.Signals, step: int) -> str:
-  """Continues a training, kills it once the log has named that step."""
+  """Continues a training and kills it once the log names that step."""
   process = start(workdir)
   with open(f'{workdir}.log') as file:
     file.seek(0, os.SEEK_END)
@@ -66,12 +66,12 @@ def kill(workdir: str, how: signal.Signals, step: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Runs both trainings and prints what was found; status 1 if they differ."""
+  """Runs both trainings and compares them; status 1 if they differ."""
   del argv
   os.makedirs(_WORKDIR.value, exist_ok=True)
   whole, killed = (os.path.join(_WORKDIR.value, n) for n in ('whole', 'killed'))
   memory = watch(start(whole), f'{whole}.log')
-  print(f'left alone, MB after steps: {memory}', flush=True)
+  print(f'undisturbed, MB after steps: {memory}', flush=True)
   steps = sorted(random.Random(0).sample(range(_STEPS.value), _KILLS.value))
   for index, step in enumerate(steps):
     how = (signal.SIGKILL, signal.SIGTERM)[index % 2]
@@ -82,15 +82,15 @@ def main(argv: list[str]) -> None:
 
   from dmdd_jax.scoring import trained as trained_lib
 
-  found = []
+  ends = []
   for folder in (f'{whole}/surface', f'{killed}/surface'):
     with open(f'{folder}/results.json') as file:
       results = json.load(file)
     names = ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro', 'validation')
     figures = {name: results[name] for name in names}
-    found.append((trained_lib.load_workdir(folder)[1], figures))
-  equal = all(jax.tree.leaves(jax.tree.map(np.array_equal, *found)))
-  print(f'equal bit for bit: {equal}; {found[0][1]}')
+    ends.append((trained_lib.load_workdir(folder)[1], figures))
+  equal = all(jax.tree.leaves(jax.tree.map(np.array_equal, *ends)))
+  print(f'equal bit for bit: {equal}; {ends[0][1]}')
   sys.exit(0 if equal else 1)
 
 

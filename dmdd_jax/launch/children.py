@@ -1,16 +1,18 @@
-"""Processes that this one starts, a few at a time; SIGTERM is passed on.
+"""Child processes, a few at a time; SIGTERM is passed on to them.
 
 Synopsis:
 
   starts = {'first': lambda: subprocess.Popen(['first'])}
-  statuses = children.run(starts, at_a_time=2)
+  outcome = children.run(starts, at_a_time=2)
+  print(outcome.finished, outcome.failed, outcome.preempted)
 """
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
+import dataclasses
 import signal
-import subprocess
 import time
+from typing import Any
 
 from absl import logging
 
@@ -19,50 +21,77 @@ from dmdd_jax.launch import preemption
 _POLL_SECONDS = 0.1
 
 
-def run(
-  starts: Mapping[str, Callable[[], subprocess.Popen]], at_a_time: int
-) -> dict[str, int]:
-  """Runs all processes, in order, and waits for them.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How the children ended: each of their names stands in one of the lists.
 
-  SIGTERM to this process is passed on to those that run, and no other is
-  started; so it is when this function is left by an exception.
+  Attributes:
+    finished: names of the children with exit status 0.
+    failed: names of those with any other status, but for `preempted`.
+    preempted: names of those that SIGTERM ended (exit status
+      `preemption.STATUS`, or killed by the signal) or kept from being started.
+  """
+
+  finished: list[str]
+  failed: list[str]
+  preempted: list[str]
+
+
+def run(starts: Mapping[Callable[[], Any]], at_a_time: int) -> Outcome:
+  """Runs all children, in order, and waits for them.
+
+  SIGTERM to this process is passed on to the running children, and no other
+  child is started. The same happens where this function ends by an exception.
 
   Args:
-    starts: each starts a process; by the names that the log calls them.
-    at_a_time: how many run at once, at least one.
+    starts: {name: function that starts a child}; the log prints the name. A
+      child has `poll`, `terminate`, `wait` and `returncode`, as
+      `subprocess.Popen` and `ray_cluster.Process` have.
+    at_a_time: number of children that run at once, at least one.
 
   Returns:
-    The exit status of each; `preemption.STATUS` for one that SIGTERM ended or
-    kept from being started.
+    The names in three lists, each in the order of `starts`.
   """
   statuses = dict.fromkeys(starts, preemption.STATUS)
   waiting = collections.deque(starts)
-  running: dict[str, subprocess.Popen] = {}
-  told = False
+  running: dict[Any] = {}
+  terminated = False
   with preemption.watched():
     try:
       while waiting or running:
-        if preemption.received() and not told:
-          told = True
+        if preemption.received() and not terminated:
+          terminated = True
           waiting.clear()
           _terminate(running.values())
         while waiting and len(running) < at_a_time:
           name = waiting.popleft()
           running[name] = starts[name]()
-        for name, process in tuple(running.items()):
-          if process.poll() is not None:
+        for name, child in tuple(running.items()):
+          if child.poll() is not None:
             del running[name]
-            if process.returncode != -signal.SIGTERM:
-              statuses[name] = process.returncode
-            logging.info('%s: exit status %d', name, process.returncode)
+            statuses[name] = child.returncode
+            logging.info('%s: exit status %d', name, child.returncode)
         time.sleep(_POLL_SECONDS)
     finally:
       _terminate(running.values())
-      for process in running.values():
-        process.wait()
-  return statuses
+      for child in running.values():
+        child.wait()
+  return _outcome(statuses)
 
 
-def _terminate(processes: Iterable[subprocess.Popen]) -> None:
-  for process in processes:
-    process.terminate()
+def _outcome(statuses: Mapping[int]) -> Outcome:
+  """Reads the exit statuses."""
+  outcome = Outcome([], [], [])
+  for name, status in statuses.items():
+    if status == 0:
+      outcome.finished.append(name)
+    elif status in (preemption.STATUS, -signal.SIGTERM):
+      outcome.preempted.append(name)
+    else:
+      outcome.failed.append(name)
+  return outcome
+
+
+def _terminate(children: Iterable[Any]) -> None:
+  for child in children:
+    child.terminate()

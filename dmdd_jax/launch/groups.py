@@ -1,14 +1,17 @@
 """Categories over groups of devices: a process for each group.
 
-A process is given all devices that it sees, so a group is a process that sees
-its own. Group i of n trains the categories i, i + n, ... The processes of
-several hosts hold the groups in turns; they need not know of each other, but
-must see one workdir.
+A process uses all devices that it sees, so each group is a process that sees
+only its own devices. Group i of n trains the categories i, i + n, ... Host h of
+m runs the groups h, h + m, ...; the hosts do not talk to each other, but must
+see one workdir.
 
-Synopsis:
+Experimental: run on the CPU devices of one host only. Never run: groups of GPUs
+or of TPU chips, and groups on several hosts.
 
-  share = groups.share(4, FLAGS.category_group, 'runs/mvtec', hosts.place())
-  train.run_categories(config, 'runs/mvtec', share=share)
+Synopsis, in the first process of a host:
+
+  groups.run(4, 'runs/mvtec', hosts.place())
+  share = groups.share(4, FLAGS.category_group, hosts.place())
 """
 
 from collections.abc import Mapping
@@ -19,51 +22,43 @@ import subprocess
 import sys
 
 from absl import logging
-import jax
 
 from dmdd_jax import storage
 from dmdd_jax.launch import children
 from dmdd_jax.launch import hosts
 from dmdd_jax.launch import preemption
 
-# Chips of one process in x, y and z, for what a host may divide into.
+# Chips of one process along x, y and z, by the number of its chips.
 _TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}
 _TPU_PORT = 8476
 _COUNT = 'import jax; print(jax.default_backend(), jax.local_device_count())'
 
 
 def share(
-  count: int, group: int | None, workdir: str, place: tuple[int, int]
+  count: int, group: int | None, place: tuple[int, int]
 ) -> tuple[int, int]:
-  """Which categories this process shall run: (index, count) of shares.
-
-  That is the share of its group. Without one, the groups of this host are run
-  first, which leaves the table to this process, and needs no accelerator.
+  """The share of the categories that this process runs.
 
   Args:
-    count: groups, over all hosts.
-    group: which one this process is, as `run` has started it; None is none.
-    workdir: of the run.
+    count: number of groups over all hosts.
+    group: the group that this process is, if `run` started it; None in the
+      first process of a host, whose share is that of all groups of the host.
     place: (index, count) of this host.
 
-  Raises:
-    ValueError, Preempted: see `run`.
+  Returns:
+    (index, count): every count-th category from that index on.
   """
-  if group is not None:
-    return group, count
-  jax.config.update('jax_platforms', 'cpu')
-  run(count, workdir, place)
-  return place
+  return place if group is None else (group, count)
 
 
 def run(count: int, workdir: str, place: tuple[int, int] = (0, 1)) -> None:
   """Runs this program's command in each group of this host; waits for all.
 
-  Each gets `--category_group` and, with several here and a local workdir,
-  writes to WORKDIR/group_I.log.
+  Each group gets `--category_group`. With several groups on this host and a
+  local workdir, each writes its log to WORKDIR/group_I.log.
 
   Args:
-    count: groups, over all hosts.
+    count: number of groups over all hosts.
     workdir: of the run.
     place: (index, count) of this host.
 
@@ -81,34 +76,37 @@ def run(count: int, workdir: str, place: tuple[int, int] = (0, 1)) -> None:
   mine = range(index, count, number)
   visible = environments(len(mine))
   log = len(mine) > 1 and not storage.is_remote(workdir)
+  names = {f'group {group}': group for group in mine}
   starts = {
-    f'group {group}': functools.partial(_start, group, workdir, variables, log)
-    for group, variables in zip(mine, visible, strict=True)
+    name: functools.partial(_start, group, workdir, variables, log)
+    for (name, group), variables in zip(names.items(), visible, strict=True)
   }
-  statuses = [*children.run(starts, at_a_time=len(mine)).values()]
-  failed = [
-    group
-    for group, status in zip(mine, statuses)
-    if status not in (0, preemption.STATUS)
-  ]
-  logs = [_log(workdir, group) for group in failed if log]
-  failure = f'{len(failed)} of {len(mine)} groups here failed'
-  failure += f'; see {", ".join(logs)}' if logs else ', as said above'
-  if preemption.STATUS in statuses:
-    if failed:
+  outcome = children.run(starts, at_a_time=len(mine))
+  logs = [_log(workdir, names[name]) for name in outcome.failed if log]
+  failure = f'{len(outcome.failed)} of {len(mine)} groups on this host failed'
+  failure += f'; see {", ".join(logs)}' if logs else '; see the log above'
+  if outcome.preempted:
+    if outcome.failed:
       logging.error(failure)
     preemption.leave(f'the groups {[*mine]} have ended')
-  if failed:
+  if outcome.failed:
     raise ValueError(failure)
 
 
 def environments(
   count: int, environment: Mapping[str, str] = os.environ
 ) -> list[dict[str, str]]:
-  """Variables by which each of `count` groups sees its part of the devices.
+  """Environment variables that show each group its part of the devices.
 
-  CPUs are one device by default: then every group has one, and the cores are
-  for all.
+  The CPU is one device by default. Then every group has one CPU device, and
+  all groups share the cores.
+
+  Args:
+    count: number of groups on this host.
+    environment: of this process.
+
+  Returns:
+    The variables to set for each of the groups.
 
   Raises:
     ValueError: the devices do not divide.
@@ -142,15 +140,18 @@ def _divide(ids: list[str], count: int, what: str) -> list[list[str]]:
 
 
 def _count_devices(environment: Mapping[str, str]) -> tuple[str, int]:
-  """Platform and number of devices, asked in a process that lets them go."""
-  found = subprocess.run(
+  """Platform and number of devices, counted by a process of its own.
+
+  This process must not hold them: the groups need them.
+  """
+  process = subprocess.run(
     [sys.executable, '-c', _COUNT],
     env=environment,
     check=True,
     stdout=subprocess.PIPE,
     text=True,
   )
-  platform, count = found.stdout.split()
+  platform, count = process.stdout.split()
   return platform, int(count)
 
 
@@ -161,7 +162,10 @@ def _tpu_chips() -> list[str]:
 
 
 def _tpu_variables(group: int, chips: list[str]) -> dict[str, str]:
-  """What libtpu reads: a slice of one process, with these chips."""
+  """Variables of libtpu that make these chips a slice of one process.
+
+  Experimental: never run on a TPU.
+  """
   if len(chips) not in _TPU_BOUNDS:
     raise ValueError(
       f'config.mesh.category_groups leaves {len(chips)} TPU chips to a group;'

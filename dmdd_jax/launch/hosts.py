@@ -1,9 +1,12 @@
 """Joins the processes of several hosts into one program.
 
+Experimental: run with two CPU processes on one machine. Never run: several
+machines, TPU hosts and pods, SLURM.
+
 Synopsis, before anything else asks jax for devices:
 
   hosts.initialize('10.0.0.1:8476', num_processes=2, process_id=0)
-  hosts.initialize()  # TPU pods and SLURM say it themselves.
+  hosts.initialize()  # On TPU pods and in SLURM, jax knows the other hosts.
 """
 
 from collections.abc import Mapping
@@ -23,14 +26,15 @@ def initialize(
 
   Args:
     coordinator: HOST:PORT of process 0, the same in all processes; 'auto' lets
-      jax find all three. With nothing given, it is asked to on a TPU host and
-      in a SLURM step of several tasks; anywhere else this is one process.
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
+      jax find all three arguments. Without any argument, jax finds them on a
+      TPU host and in a SLURM step of several tasks; elsewhere there is only
+      this process.
+    num_processes: number of processes.
+    process_id: index of this process, from 0.
 
   Raises:
-    ValueError: only some of the three are given, or the processes did not
-      find each other.
+    ValueError: one or two of the three arguments are missing, or the processes
+      could not connect.
   """
   given = (coordinator, num_processes, process_id)
   if coordinator == 'auto' or (given == (None,) * 3 and _in_cluster()):
@@ -40,15 +44,15 @@ def initialize(
   elif None in given or not 0 <= process_id < num_processes:
     raise ValueError(
       '--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1 go'
-      f' together; found {coordinator}, {num_processes} and {process_id}'
+      f' together; they are {coordinator}, {num_processes} and {process_id}'
     )
-  # Its watch over SIGTERM would take the place of ours, see preemption.py.
+  # jax's SIGTERM handler would replace ours, see preemption.py.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(*given)
   except (RuntimeError, ValueError) as error:
     raise ValueError(
-      f'the processes did not find each other: {error}. Give --coordinator,'
+      f'the processes could not connect: {error}. Give --coordinator,'
       ' --num_processes and --process_id in every process.'
     ) from error
   logging.info(
@@ -65,10 +69,10 @@ def place(
   process_id: int | None = None,
   environment: Mapping[str, str] = os.environ,
 ) -> tuple[int, int]:
-  """(index, count) of this process among those that share some work.
+  """(index, count) of this process among those that share the work.
 
-  By what is given or, in a SLURM step, by its variables; they need not be
-  joined.
+  Taken from the arguments or, in a SLURM step, from its variables. The
+  processes need not be joined by `initialize`.
 
   Raises:
     ValueError: one of the two is missing, or out of range.
@@ -82,21 +86,21 @@ def place(
     or not 0 <= process_id < num_processes
   ):
     raise ValueError(
-      '--num_processes=N and --process_id=0..N-1 go together; found'
+      '--num_processes=N and --process_id=0..N-1 go together; they are'
       f' {num_processes} and {process_id}'
     )
   return process_id, num_processes
 
 
 def _in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
-  """Whether jax can be told nothing: a SLURM step of tasks, or a TPU host."""
+  """Whether jax finds the other processes itself: in SLURM or on a TPU."""
   if int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:
     return True
   return is_tpu_host(environment)
 
 
 def is_tpu_host(environment: Mapping[str, str] = os.environ) -> bool:
-  """Whether there are chips here, and jax is to use them."""
+  """Whether this host has TPU chips, and jax may use them."""
   if 'tpu' not in environment.get('JAX_PLATFORMS', 'tpu'):
     return False
   chips = any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0'))

@@ -1,8 +1,11 @@
 """SIGTERM, the notice before a machine is taken away.
 
-While a run is watched, the signal is only noted; the training asks after each
-step, saves, and leaves with `Preempted`. Of several processes it is enough that
-one is told: all ask together, and get the same answer.
+While a run is watched, the handler only notes the signal. The training asks
+after each step, saves, and leaves with `Preempted`. If one of several processes
+gets the signal, all of them leave: they ask together and get the same answer.
+
+Experimental: signals were sent by hand and by tests on one machine. Never run:
+the preemption notice of a TPU or of a cloud machine.
 
 Synopsis:
 
@@ -25,7 +28,7 @@ import numpy as np
 
 from dmdd_jax import sharding
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
+# EX_TEMPFAIL of sysexits.h: no failure, run the same command again.
 STATUS = 75
 
 _noted = threading.Event()
@@ -41,29 +44,30 @@ def received() -> bool:
 
 
 def anywhere() -> jax.Array | np.bool_:
-  """Whether SIGTERM came to any of all processes, which must all ask at once.
+  """Whether SIGTERM came to any of the processes; all must ask together.
 
   Returns:
-    A truth value, the same in all processes. Of several, an array that is on
-    its way: taking its truth waits for it, and for the step before it.
+    A truth value, the same in all processes. With several processes it is an
+    array that is still being computed: `bool` waits for it, and for the step
+    before it.
   """
   if jax.process_count() == 1:
     return np.bool_(received())
   mesh = sharding.make_mesh()
   mine = np.full(jax.local_device_count(), received())
-  return _any(mesh)(sharding.to_global(mesh, {'told': mine})['told'])
+  return _any(mesh)(sharding.to_global(mesh, {'received': mine})['received'])
 
 
 @functools.cache
 def _any(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
   return jax.jit(
-    lambda told: told.any(), out_shardings=sharding.replicated(mesh)
+    lambda received: received.any(), out_shardings=sharding.replicated(mesh)
   )
 
 
 def leave(done: str) -> NoReturn:
-  """Says what was done and how to go on, and raises `Preempted`."""
-  message = 'SIGTERM: %s; the same command goes on (exit status %d)'
+  """Logs what was done and how to continue, and raises `Preempted`."""
+  message = 'SIGTERM: %s; the same command continues (exit status %d)'
   logging.warning(message, done, STATUS)
   raise Preempted(STATUS)
 
@@ -76,9 +80,9 @@ def _note(signum: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-  """Notes SIGTERM instead of dying of it; watching again inside is the same.
+  """Notes SIGTERM instead of ending the process; may be nested.
 
-  Only a main thread can set a handler; in another nothing is watched.
+  Only the main thread can set a handler; in another thread this does nothing.
   """
   main = threading.current_thread() is threading.main_thread()
   before = signal.getsignal(signal.SIGTERM)

@@ -1,7 +1,10 @@
-"""Processes on the machines of a Ray cluster, like those of `subprocess.Popen`.
+"""Children for `children.run` that run on the machines of a Ray cluster.
 
 Needs the extra `ray`. Every machine must have this package and Python under the
 same paths, and see the same folders.
+
+Experimental: run on a Ray cluster of one machine without GPUs. Never run:
+several machines, and GPUs.
 
 Synopsis:
 
@@ -39,11 +42,11 @@ class _Child:
 
 
 class Process:
-  """A process somewhere, or one that waits for its share of a machine.
+  """A process on a machine of the cluster, or one that waits for a machine.
 
   Attributes:
-    returncode: its exit status, None until it has ended; 1 where its machine
-      was lost, `preemption.STATUS` where it was told to end before it began.
+    returncode: exit status, None until the process has ended; 1 if its machine
+      was lost, `preemption.STATUS` if it was terminated before it began.
   """
 
   def __init__(self, command: Sequence[str], log: str, cpus: int, gpus: int):
@@ -70,7 +73,7 @@ class Process:
     return self.returncode
 
   def terminate(self) -> None:
-    """Sends SIGTERM; one that has not begun will not."""
+    """Sends SIGTERM; a process that still waits is never begun."""
     if self._begun:
       self._child.terminate.remote()
     elif self.returncode is None:
@@ -78,7 +81,7 @@ class Process:
       self.returncode = preemption.STATUS
 
   def wait(self) -> int:
-    """Waits for its end."""
+    """Waits for the end of the process and returns its exit status."""
     while self.poll() is None:
       time.sleep(_POLL_SECONDS)
     return self.returncode
@@ -90,17 +93,18 @@ def connect(
   """Joins a cluster.
 
   Args:
-    address: of its head, 'auto' for the one this machine is part of, 'local'
-      for one of this machine alone, which ends with this program.
-    cpus: cores of each process; Ray keeps count of them, no more.
-    gpus: of each process, which sees these alone.
+    address: HOST:PORT of the cluster's head; 'auto' is the cluster that this
+      machine is part of; 'local' is a new cluster of this machine alone, which
+      ends with this program.
+    cpus: cores of each process; Ray counts them and does not enforce them.
+    gpus: GPUs of each process, which sees no others.
 
   Returns:
     A function of a command and its log file that starts a process.
 
   Raises:
-    ValueError: Ray is not installed, there is no cluster, or none of its
-      machines is that large.
+    ValueError: Ray is not installed, there is no cluster, or no machine has
+      that many cores and GPUs.
   """
   try:
     import ray

@@ -1,14 +1,17 @@
 """Categories x seeds, in several processes, resumable; mean and deviation.
 
-Each pair is a `python -m dmdd_jax.main` of its own in WORKDIR/seed_S; one that
-is finished is not run again, an interrupted one goes on from its checkpoint.
-SIGTERM ends those that run, see preemption.py.
+Each pair of category and seed is a `python -m dmdd_jax.main` of its own in
+WORKDIR/seed_S. A finished run is not run again, an interrupted run continues
+from its checkpoint. SIGTERM is passed on to the runs, see preemption.py.
+
+Experimental: run on one machine, by hand and by tests. Never run: as a SLURM
+array, where `array_share` reads the variables of the task.
 
 Synopsis:
 
-  found = sweep.run('configs/mvtec.py', ('screw',), seeds=(0, 1, 2),
-                    workdir='runs/sweep', processes=2)
-  table = sweep.write_summary(found, 'runs/sweep')
+  results = sweep.run('configs/mvtec.py', ('screw',), seeds=(0, 1, 2),
+                      workdir='runs/sweep', processes=2)
+  table = sweep.write_summary(results, 'runs/sweep')
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +33,7 @@ from dmdd_jax.metrics import results as results_lib
 
 
 class SweepError(ValueError):
-  """Some runs failed; the message names them and their logs."""
+  """At least one run failed; the message names the logs of all that did."""
 
 
 def run(
@@ -52,66 +55,75 @@ def run(
     seeds: different numbers, at least one.
     workdir: gets seed_S/CATEGORY folders, seed_S/CATEGORY.log, and the tables
       results.json, results.csv, results.md.
-    processes: runs at a time.
+    processes: number of runs at a time.
     overrides: more arguments, e.g. '--config.train.batch_size=8'.
     share: (index, count): run every count-th pair from that index on. The
-      tables are of all pairs that are finished by then, whoever ran them.
-    launch: starts a command that logs to a file, here or elsewhere (see
-      `ray_cluster`), and returns what `children.run` takes for a process.
+      tables hold all finished pairs, those of other shares too.
+    launch: starts a command with a log file and returns a child for
+      `children.run`; by default a process of this machine, see also
+      `ray_cluster`.
 
   Returns:
     {seed: {category: results}}.
 
   Raises:
-    SweepError: a run failed; the others are finished and written first.
-    Preempted: SIGTERM came; what is finished is written first.
+    SweepError: a run failed; the other runs finish and the tables are written
+      first.
+    Preempted: SIGTERM came; the tables of the finished runs are written first.
   """
   pairs = [(seed, category) for seed in seeds for category in categories]
   index, count = share
-  mine = dict.fromkeys(pairs[index::count])
+  mine = {
+    f'{category}, seed {seed}': (seed, category)
+    for seed, category in pairs[index::count]
+  }
   starts = {
-    f'{category}, seed {seed}': functools.partial(
+    name: functools.partial(
       _start, launch or _launch, config_file, overrides, workdir, seed, category
     )
-    for seed, category in mine
+    for name, (seed, category) in mine.items()
   }
-  statuses = dict(zip(mine, children.run(starts, processes).values()))
-  left = [pair for pair, status in statuses.items() if status]
-  found = _write_finished([p for p in pairs if p not in left], workdir)
-  if missing := len(pairs) - sum(map(len, found.values())):
+  outcome = children.run(starts, processes)
+  # A run that did not finish may have results of an earlier command.
+  unfinished = [mine[name] for name in (*outcome.failed, *outcome.preempted)]
+  results = _write_finished([p for p in pairs if p not in unfinished], workdir)
+  if missing := len(pairs) - sum(map(len, results.values())):
     logging.warning(
-      '%d of %d runs are not finished; the tables are of the others',
+      '%d of %d runs are not finished; the tables hold the others',
       missing,
       len(pairs),
     )
-  told = [pair for pair in left if statuses[pair] == preemption.STATUS]
-  logs = [f'{workdir}/seed_{s}/{c}.log' for s, c in left if (s, c) not in told]
-  failure = f'{len(logs)} of {len(mine)} runs failed; see {", ".join(logs)}'
-  if told:
-    if logs:
+  failed = [mine[name] for name in outcome.failed]
+  logs = [f'{workdir}/seed_{s}/{c}.log' for s, c in failed]
+  failure = f'{len(failed)} of {len(mine)} runs failed; see {", ".join(logs)}'
+  if outcome.preempted:
+    if failed:
       logging.error(failure)
-    preemption.leave(f'{len(told)} of {len(mine)} runs in {workdir} are left')
-  if logs:
+    preemption.leave(
+      f'{len(outcome.preempted)} of {len(mine)} runs in {workdir} are not'
+      ' finished'
+    )
+  if failed:
     raise SweepError(failure)
-  return found
+  return results
 
 
 def _write_finished(
   pairs: Sequence[tuple[int, str]], workdir: str
 ) -> dict[int, dict[str, Any]]:
-  """Reads the results of those pairs that have some; writes the tables."""
-  found = {}
+  """Reads the results of the pairs that have any; writes the tables."""
+  results: dict[int, dict[str, Any]] = {}
   for seed, category in pairs:
     path = os.path.join(workdir, f'seed_{seed}', category, 'results.json')
     if os.path.exists(path):
       with open(path) as file:
-        found.setdefault(seed, {})[category] = json.load(file)
-  for seed, rows in found.items():
+        results.setdefault(seed, {})[category] = json.load(file)
+  for seed, rows in results.items():
     tables = results_lib.format_tables(rows)
     storage.write_texts(os.path.join(workdir, f'seed_{seed}'), tables)
-  if found:
-    write_summary(found, workdir)
-  return found
+  if results:
+    write_summary(results, workdir)
+  return results
 
 
 def _launch(command: Sequence[str], log: str) -> subprocess.Popen:
@@ -137,7 +149,11 @@ def _start(
 
 
 def array_share(environment: Mapping[str, str]) -> tuple[int, int]:
-  """The share of a SLURM array task; all of it where there is no array."""
+  """(index, count) of a SLURM array task; (0, 1) where there is no array.
+
+  Raises:
+    ValueError: the array has gaps between its numbers.
+  """
   if 'SLURM_ARRAY_TASK_ID' not in environment:
     return 0, 1
   first = int(environment['SLURM_ARRAY_TASK_MIN'])
@@ -145,28 +161,28 @@ def array_share(environment: Mapping[str, str]) -> tuple[int, int]:
   count = int(environment['SLURM_ARRAY_TASK_COUNT'])
   if int(environment['SLURM_ARRAY_TASK_MAX']) - first != count - 1:
     raise ValueError(
-      'the SLURM array leaves numbers out, and some runs with them: use'
-      ' --array=0-N'
+      'the SLURM array has gaps between its numbers, so runs would be left'
+      ' out: use --array=0-N'
     )
   return index, count
 
 
 def summarize(
-  found: Mapping[int, Mapping[str, Mapping[str, Any]]],
+  results: Mapping[int, Mapping[str, Mapping[str, Any]]],
   columns: Sequence[str] = results_lib.TABLE_COLUMNS,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """Mean and standard deviation (n - 1) over seeds.
 
   Args:
-    found: {seed: {category: results}}.
+    results: {seed: {category: results}}.
     columns: which metrics, nested ones by their path, 'maps_mean/au_pro'.
 
   Returns:
-    {category: {metric: {'mean', 'std', 'seeds'}}}; the row 'mean' is of the
-    means over categories, seed by seed. A metric undefined in one run is NaN.
+    {category: {metric: {'mean', 'std', 'seeds'}}}. The row 'mean' averages over
+    the categories of each seed first. A metric undefined in one run is NaN.
   """
   values: dict[str, dict[str, list[float]]] = {}
-  for rows in found.values():
+  for rows in results.values():
     flat = {c: results_lib.flatten(metrics) for c, metrics in rows.items()}
     for column in columns:
       cells = {c: _number(row.get(column)) for c, row in flat.items()}
@@ -190,14 +206,14 @@ def summarize(
 
 
 def write_summary(
-  found: Mapping[int, Mapping[str, Mapping[str, Any]]], workdir: str
+  results: Mapping[int, Mapping[str, Mapping[str, Any]]], workdir: str
 ) -> str:
   """Writes results.json, .csv and .md of a sweep.
 
   Returns:
     The table as Markdown: mean and standard deviation over seeds, per cent.
   """
-  summary = summarize(found)
+  summary = summarize(results)
   columns = [c for c in results_lib.TABLE_COLUMNS if c in summary['mean']]
   lines = [
     '| ' + ' | '.join(['category', 'seeds', *columns]) + ' |',
