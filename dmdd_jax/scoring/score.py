@@ -102,10 +102,6 @@ class Fusion:
 
 def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
   """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,)."""
-  if top_pixels < 1:
-    raise ValueError(
-      f'config.eval.score_top_pixels must be >= 1, is {top_pixels}'
-    )
   flat = maps.reshape(maps.shape[0], -1)
   top, _ = jax.lax.top_k(flat, min(top_pixels, flat.shape[1]))
   return jnp.mean(top, axis=-1)
@@ -119,8 +115,6 @@ def smooth(maps: jax.Array, sigma: float) -> jax.Array:
     sigma: in pixels; 0 returns the maps as they are. The kernel ends at four
       sigma.
   """
-  if sigma < 0.0:
-    raise ValueError(f'config.eval.smoothing_sigma must be >= 0, is {sigma}')
   if not sigma:
     return maps
   radius = int(4.0 * sigma + 0.5)
