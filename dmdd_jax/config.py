@@ -349,7 +349,9 @@ def upgrade(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
     *path, name = field.split('.')
     part = config
     for key in path:
-      part = part.setdefault(key, ml_collections.ConfigDict())
+      if key not in part:
+        part[key] = ml_collections.ConfigDict()
+      part = part[key]
     part[name] = value
   return config
 
