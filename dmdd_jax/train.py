@@ -479,7 +479,7 @@ class Trainer:
 
 
 class Clock:
-  """Step rate and time left, for the progress line."""
+  """Step rate and remaining time, for the progress line."""
 
   def __init__(self, step: int, total: int, now=time.monotonic):
     self._now, self._step, self._total = now, step, total

@@ -146,7 +146,8 @@ def test_the_first_configs_are_upgraded_too():
     for key in path:
       part = part[key]
     del part[name]
-    assert config_lib.flatten(config_lib.upgrade(stored))[field] == value
+    upgraded = config_lib.flatten(config_lib.upgrade(stored).to_dict())
+    assert upgraded[field] == value
   checkpoint.check_config('here', stored, config)
   config.train.microbatch = 2
   with pytest.raises(checkpoint.CheckpointError, match=r'train\.microbatch'):

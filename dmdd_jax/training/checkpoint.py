@@ -111,7 +111,7 @@ def save(
   state: train_state.TrainState,
   meta: Mapping[str, Any],
 ) -> None:
-  """Starts saving a checkpoint; one of the same step is left as it is.
+  """Starts saving a checkpoint; one of the same step is not replaced.
 
   Raises:
     CheckpointError: this one, or the one before it, could not be saved.

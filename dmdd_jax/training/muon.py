@@ -76,7 +76,7 @@ def scale_by_muon() -> optax.GradientTransformation:
 def orthogonalize(kernel: jax.Array) -> jax.Array:
   """Brings the singular values of a matrix near 1, to about 0.7 to 1.2.
 
-  Those below some 1/500 of its Frobenius norm grow by 485 and stay smaller.
+  Those below about 1/500 of its Frobenius norm grow by 485 and stay smaller.
 
   Args:
     kernel: (..., out), float32, taken as a matrix with `out` columns.
