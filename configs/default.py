@@ -166,6 +166,9 @@ def _head() -> ml_collections.ConfigDict:
   # The distance is the mean of the normality maps times this plus that of the
   # abnormality maps times the rest of 1; 0.5 is the plain mean of all maps.
   head.normality_share = 0.9
+  # True uses the maps of a branch whose loss has the weight 0 too, as old
+  # checkpoints do.
+  head.untrained_maps = False
   # Take from that distance, in the fifth of the positions where its mean over
   # training images is highest, what it is above the others there: what is far
   # from the teacher on every image is no defect.
@@ -179,7 +182,7 @@ def _head() -> ml_collections.ConfigDict:
 def _loss() -> ml_collections.ConfigDict:
   loss = ml_collections.ConfigDict()
   # Weights of the two distillation losses; 0 switches one off, and its branch's
-  # maps are then left out.
+  # maps are then left out (see head.untrained_maps).
   loss.ngm_weight = 1.0
   loss.aim_weight = 1.0
   # A position counts by its own distance to this power, in NGM and in AIM's

@@ -22,6 +22,7 @@ import ml_collections
 
 # What a user can cause; anything else is a bug and shows its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
@@ -64,8 +65,8 @@ def use_huge_pages(main: Callable[[list[str]], Any]) -> None:
   """Begins a training program again with glibc's allocations in huge pages.
 
   XLA asks for a step's memory anew every time, and its page faults take a
-  fifth of the step on a CPU. glibc looks at this variable only as a program
-  starts; whoever has set it, even to '', is left alone.
+  fifth of the step on a CPU. glibc reads GLIBC_TUNABLES only as a program
+  starts. If the variable is set, even to '', the program does not restart.
 
   Args:
     main: the caller. Where it is not the program's own, as in a test, or the
@@ -76,8 +77,13 @@ def use_huge_pages(main: Callable[[list[str]], Any]) -> None:
   program = getattr(sys.modules['__main__'], 'main', None)
   if program is not main or sys.argv[0] in ('', '-'):
     return
+  logging.info(
+    'restarting with GLIBC_TUNABLES=%s, which is faster on CPUs; set'
+    " GLIBC_TUNABLES='' to avoid the restart",
+    _HUGE_PAGES,
+  )
   sys.stdout.flush()
-  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+  os.environ['GLIBC_TUNABLES'] = _HUGE_PAGES
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

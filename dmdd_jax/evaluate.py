@@ -31,7 +31,6 @@ from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import train_state
 
-RESOLUTIONS = ('model', 'native')
 # Bytes of encoded thumbnails kept in memory; the rest goes to a file.
 _THUMBNAIL_BYTES = 2**26
 # False-positive rates up to which MVTec LOCO's sPRO is taken.
@@ -110,7 +109,6 @@ def evaluate(
     own sizes stand under `native`.
   """
   config = predictor.config
-  check_options(config.eval)
   with contextlib.ExitStack() as stack:  # Closes them where something fails.
     stores = {
       (resolution, kind): stack.enter_context(results_lib.MapStore())
@@ -252,18 +250,6 @@ def _explain(metrics: dict[str, Any], reason: str, better: str) -> None:
   }
 
 
-def check_options(options: ml_collections.ConfigDict) -> None:
-  """Raises ValueError where `config.eval` asks for the impossible."""
-  resolutions = tuple(options.resolutions)
-  if not resolutions or not set(resolutions) <= set(RESOLUTIONS):
-    raise ValueError(
-      f'config.eval.resolutions is {resolutions}; choose from {RESOLUTIONS}'
-    )
-  for field in ('batch_size', 'score_top_pixels'):
-    if options[field] < 1:
-      raise ValueError(f'config.eval.{field} must be >= 1, is {options[field]}')
-
-
 def _collect(
   predictions: Iterable[tuple[dict[str, np.ndarray], score_lib.Prediction]],
   records: Sequence[records_lib.Record],
@@ -330,7 +316,5 @@ def held_out_images(
   """The (K, S, S, 3) uint8 training images held out by this config's seed."""
   data = config.data
   good = images_lib.validate(dataset.train, data.on_bad_image)
-  _, held_out = records_lib.split_holdout(
-    good, data.holdout_fraction, data.holdout_min, config.seed
-  )
+  _, held_out = records_lib.hold_out(good, data, config.seed)
   return images_lib.load_arrays(held_out, data.image_size)[0]

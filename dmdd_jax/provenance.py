@@ -1,8 +1,7 @@
-"""What a result came from: config, revision, seeds, versions, device, time."""
+"""Where a result comes from: config, revision, versions, device, time."""
 
 from collections.abc import Mapping
 import datetime
-import functools
 import importlib.metadata
 import os
 import platform
@@ -15,11 +14,11 @@ import ml_collections
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-@functools.cache
 def git_revision() -> str | None:
-  """The commit of this checkout, with '+' if it was changed; else None.
+  """The commit of this checkout, with '+' if files differ from it.
 
-  Asked once, and by a training at its start: the checkout may go on meanwhile.
+  A checkout can change while a program runs: ask as it begins, and keep the
+  answer. None outside of a git checkout.
   """
   here = os.path.dirname(os.path.abspath(__file__))
 
@@ -40,10 +39,8 @@ def git_revision() -> str | None:
 
 def versions() -> dict[str, str]:
   """Python's version and those of the packages that decide the numbers."""
-  found = {'python': platform.python_version()}
-  for package in _PACKAGES:
-    found[package] = importlib.metadata.version(package)
-  return found
+  packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'python': platform.python_version(), **packages}
 
 
 def describe(
@@ -52,6 +49,7 @@ def describe(
   *,
   step: int,
   seconds: float,
+  revision: str | None,
 ) -> dict[str, Any]:
   """The part of `results.json` that is no metric.
 
@@ -60,6 +58,7 @@ def describe(
     meta: of the checkpoint; the teacher's fingerprint is taken from it.
     step: of the checkpoint.
     seconds: wall time of what made the result.
+    revision: `git_revision()` as that began.
   """
   device = jax.devices()[0]
   return {
@@ -72,7 +71,7 @@ def describe(
     'finished': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
     'device': f'{jax.device_count()} x {device.device_kind}',
     'platform': device.platform,
-    'git_revision': git_revision(),
+    'git_revision': revision,
     'versions': versions(),
     'config': config.to_dict(),
   }

@@ -17,6 +17,7 @@ from absl import logging
 import jax
 import ml_collections
 
+from dmdd_jax import config as config_lib
 from dmdd_jax import evaluate
 from dmdd_jax import provenance
 from dmdd_jax import storage
@@ -43,6 +44,7 @@ def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: str,
   profile_steps: str | None = None,
+  revision: str | None = None,
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Trains one category, from its newest checkpoint on, and evaluates it.
 
@@ -53,6 +55,8 @@ def train_and_evaluate(
       files.
     profile_steps: 'a:b' traces the steps a to b - 1, counted from 0, into
       plugins/profile/ of the workdir, for TensorBoard.
+    revision: `provenance.git_revision()` as the program began; that of now by
+      default.
 
   Returns:
     The final state, and what stands in results.json.
@@ -63,6 +67,8 @@ def train_and_evaluate(
   """
   started = time.time()
   profile = train.parse_steps(profile_steps)
+  revision = revision or provenance.git_revision()
+  config_lib.check(config)
   _make_workdir(workdir)
   with preemption.watched():
     trainer = train.Trainer(config, workdir)
@@ -75,6 +81,7 @@ def train_and_evaluate(
         trainer.data.dataset.test,
         workdir,
         started=started,
+        revision=revision,
       )
     finally:
       trainer.close()
@@ -173,7 +180,11 @@ def run_categories(
     Preempted: SIGTERM came and the state is saved.
   """
   index, count = share
-  mine, rows, table = categories(config)[index::count], {}, ''
+  names = categories(config)
+  for name in names:  # A fault of the last one shows before the first begins.
+    config_lib.check(for_category(config, name))
+  revision = provenance.git_revision()  # The checkout may change meanwhile.
+  mine, rows, table = names[index::count], {}, ''
   with preemption.watched():
     _make_workdir(workdir)
     if jax.process_index() == 0 and mine:
@@ -182,7 +193,7 @@ def run_categories(
     for category in mine:
       single = for_category(config, category)
       directory = os.path.join(workdir, category)
-      rows[category] = _run_category(single, directory, profile_steps)
+      rows[category] = _run_category(single, directory, profile_steps, revision)
       table = _write_tables(config, rows, workdir)
   if jax.process_index() == 0 and rows:
     folders = [
@@ -230,13 +241,14 @@ def _run_category(
   config: ml_collections.ConfigDict,
   directory: str,
   profile_steps: str | None,
+  revision: str | None,
 ) -> Mapping[str, Any]:
   """The results of a category, which is trained unless it is finished."""
   if preemption.anywhere():
     preemption.leave('ended before the next category')
   finished = read_finished(config, directory)
   if finished is None:
-    return train_and_evaluate(config, directory, profile_steps)[1]
+    return train_and_evaluate(config, directory, profile_steps, revision)[1]
   logging.info('%s is finished (%s): skipped', config.data.category, directory)
   return finished
 
@@ -246,11 +258,6 @@ def _generate(config: ml_collections.ConfigDict) -> None:
   if config.data.generate == 'surface':
     surfaces.write_surfaces(
       config.data.root, size=config.data.image_size, seed=0
-    )
-  elif config.data.generate:
-    raise ValueError(
-      f'config.data.generate is {config.data.generate!r}; choose surface or'
-      " '' (nothing)"
     )
 
 
@@ -301,6 +308,7 @@ def evaluate_workdir(
   step: int | None = None,
   maps: str | os.PathLike | None = None,
   recalibrate: bool = False,
+  revision: str | None = None,
 ) -> dict[str, Any]:
   """Evaluates a category's checkpoint and writes its results and pictures.
 
@@ -314,15 +322,19 @@ def evaluate_workdir(
     maps: see `evaluate`.
     recalibrate: fit fusion and thresholds again on the images that training
       held out, instead of taking those stored with the checkpoint.
+    revision: see `train_and_evaluate`.
 
   Returns:
     What stands in `results.json`.
   """
   started = time.time()
+  revision = revision or provenance.git_revision()
   config, state, _, meta = trained_lib.load_workdir(workdir, step)
   with config.unlocked():
     config.data.root = data_root or config.data.root
     config.eval.update(eval_options or {})
+  if eval_options:
+    config_lib.check(config)
   dataset = layouts.list_dataset(config.data)
   records = images_lib.validate(dataset.test, config.data.on_bad_image)
   predictor = predictor_lib.Predictor(config)
@@ -341,7 +353,14 @@ def evaluate_workdir(
         )
   output = os.fspath(output or workdir)
   return _evaluate(
-    predictor, state, meta, records, output, started=started, maps=maps
+    predictor,
+    state,
+    meta,
+    records,
+    output,
+    started=started,
+    revision=revision,
+    maps=maps,
   )
 
 
@@ -353,6 +372,7 @@ def _evaluate(
   output: str,
   *,
   started: float,
+  revision: str | None,
   maps: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Evaluates, and writes what there is to write into a category's folder.
@@ -364,6 +384,7 @@ def _evaluate(
     records: the test images.
     output: gets results.json, pictures/ and what the report needs.
     started: when the work began, `time.time()`.
+    revision: of the code, as the work began.
     maps: a folder for the final maps; None writes none.
 
   Returns:
@@ -383,7 +404,11 @@ def _evaluate(
       _write_pictures(evaluation, output)
   results['validation'] = meta['validation']
   results |= provenance.describe(
-    config, meta, step=int(state.step), seconds=time.time() - started
+    config,
+    meta,
+    step=int(state.step),
+    seconds=time.time() - started,
+    revision=revision,
   )
   if writes:
     path = os.path.join(output, 'results.json')
@@ -440,6 +465,7 @@ def evaluate_run(
   """
   workdir = os.fspath(workdir)
   output = os.fspath(output or workdir)
+  options = {'revision': provenance.git_revision(), **options}
   folders = trained_lib.trained_folders(workdir)
   own = storage.path(os.path.join(workdir, 'checkpoints'))
   if own.is_dir() or not folders:

@@ -1,9 +1,12 @@
-"""Training of one category, or of several one after another.
+"""Training of one category: its data, state, step functions and checkpoints.
 
 Synopsis:
 
-  state, summary = train.train_and_evaluate(config, 'runs/mvtec/screw')
-  table = train.run_categories(config, 'runs/mvtec')
+  trainer = train.Trainer(config, 'runs/mvtec/screw')
+  try:
+    trainer.run()
+  finally:
+    trainer.close()
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dmdd_jax import evaluate
+from dmdd_jax import config as config_lib
 from dmdd_jax import provenance
 from dmdd_jax import sharding
 from dmdd_jax import storage
@@ -42,12 +45,11 @@ from dmdd_jax.scoring import position as position_lib
 from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import faults
-from dmdd_jax.training import losses
 from dmdd_jax.training import scalars
 from dmdd_jax.training import steps
 from dmdd_jax.training import train_state
 
-# Validation pictures per held-out image, and the least number of them.
+# Validation images per held-out image, and the least number of them.
 _VALIDATION_REPEATS, _VALIDATION_MIN = 4, 40
 
 
@@ -57,18 +59,18 @@ class NonFiniteError(FloatingPointError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainData:
-  """What a training looks at; no test image is among it.
+  """The images and textures of a training; none of them is a test image.
 
-  Where images are cut into tiles, N and M count tiles of side S.
+  If images are cut into tiles, N and M count tiles of side S.
 
   Attributes:
     images: (N, S, S, 3) uint8, trained on.
     held_out: (K, I, I, 3) uint8, whole images, for calibration and validation,
       K >= 0.
     textures: (T, S, S, 3) uint8.
-    dataset: the checked records; training looks at no image of its test part.
-    foreground: (N, S, S, 1) uint8, where anomalies may be; None is anywhere.
-    held_out_foreground: (M, S, S, 1) uint8, likewise.
+    dataset: the checked records; training reads no image of its test part.
+    foreground: (N, S, S, 1) uint8, 1 where anomalies may be; None is anywhere.
+    held_out_foreground: (M, S, S, 1) uint8, the same of `held_out`.
   """
 
   images: np.ndarray
@@ -83,18 +85,16 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
   """Lists, checks and decodes a category's training images and textures.
 
   Raises:
-    MissingDataError, DatasetError, BadImageError: see `data.records`.
+    MissingDataError, DatasetError, BadImageError: see `data.files`.
   """
   data = config.data
   dataset = layouts.list_dataset(data)
   good = images_lib.validate(dataset.train, data.on_bad_image)
-  # A fault of the test images is said now, not after an hour of training.
+  # Faults of test images must show now, not after an hour of training.
   if dataset.test:
     test = images_lib.validate(dataset.test, data.on_bad_image)
     dataset = dataclasses.replace(dataset, test=test)
-  train, held_out = records_lib.split_holdout(
-    good, data.holdout_fraction, data.holdout_min, config.seed
-  )
+  train, held_out = records_lib.hold_out(good, data, config.seed)
   textures = textures_lib.load(
     data.textures,
     tiles.input_side(data),
@@ -124,7 +124,7 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
 def _foreground(
   config: ml_collections.ConfigDict, records: Sequence[records_lib.Record]
 ) -> np.ndarray | None:
-  """Where anomalies may be painted on some images; None is anywhere."""
+  """Masks of where anomalies may be painted; None is anywhere."""
   kind = config.synthesis.foreground
   if kind == 'off':
     return None
@@ -133,20 +133,36 @@ def _foreground(
 
 
 class Trainer:
-  """One category's training: its state, step functions and checkpoints."""
+  """One category's training: its state, step functions and checkpoints.
+
+  Attributes:
+    config: of the category.
+    workdir: absolute path of the category's folder.
+    mesh: all devices.
+    data: see `TrainData`.
+    fingerprint: of the teacher's weights.
+    state: the training state, replicated over the mesh.
+    meta: what stands beside the state in the newest checkpoint.
+    predictor: of the config, for calibration and validation.
+  """
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    """Checks the config, loads the data and resumes a checkpoint, if any.
+
+    Raises:
+      ValueError, FileNotFoundError: the config or the data cannot be used.
+    """
+    config_lib.check(config)
     self.config, self.workdir = config, storage.absolute(workdir)
-    provenance.git_revision()  # Now: the checkout may change meanwhile.
-    _check_fields(config)
     self.mesh = sharding.make_mesh()
-    _check_batches(config, self.mesh)
+    for field in ('batch_size', 'microbatch'):
+      if rows := config.train[field]:
+        sharding.check_batch_size(self.mesh, rows, f'train.{field}')
     self.model = dmdd.from_config(config)
     self.data = load_data(config)
     teacher, self.fingerprint = pretrained.load(
       config.teacher.arch, config.teacher.weights, rng_seed=config.seed
     )
-    _check_synthesis(config)
     self.directory = os.path.join(self.workdir, 'checkpoints')
     self.manager = checkpoint.open_manager(
       self.directory, config.train.keep_checkpoints
@@ -176,10 +192,13 @@ class Trainer:
       checkpoint.close(self.manager)
       raise
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-    self._asked: jax.Array | None = None
+    # Whether any process had SIGTERM, as asked at the step before.
+    self._preempted: jax.Array | None = None
+    # Images and masks; made at the first validation.
+    self._validation: tuple[np.ndarray, np.ndarray] | None = None
 
   def _resume(self) -> None:
-    """Goes on from the newest checkpoint, if there is one of this config."""
+    """Continues from the newest checkpoint, if there is one."""
     if checkpoint.latest_step(self.manager) is None:
       return
 
@@ -194,9 +213,11 @@ class Trainer:
     checkpoint.set_aside(self.manager, step)
 
   def batches(self, first_step: int, shard: tuple[int, int] | None = None):
-    """Training batches from `first_step` on, as host arrays.
+    """Yields training batches from `first_step` on, as host arrays.
 
-    Those of this process's rows, or of another (index, count) of shards.
+    Args:
+      first_step: the step of the first batch.
+      shard: (index, count), which part of the rows; this process's by default.
     """
     from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
 
@@ -214,11 +235,14 @@ class Trainer:
     ).as_numpy_iterator()
 
   def run(self, profile: range = range(0)) -> None:
-    """Takes the steps that are left, saving on the way and at the end.
+    """Takes the remaining steps; saves checkpoints on the way and at the end.
+
+    Args:
+      profile: the steps to trace for TensorBoard.
 
     Raises:
       NonFiniteError: a loss, a gradient or the maps are not finite.
-      Preempted: SIGTERM came, and what there is is saved.
+      Preempted: SIGTERM came, and the state is saved.
       CheckpointError: a checkpoint could not be saved.
     """
     train = self.config.train
@@ -234,11 +258,11 @@ class Trainer:
     profile = range(
       max(first, profile.start), min(profile.stop, train.total_steps)
     )
-    with contextlib.ExitStack() as trace:  # Ends a trace however it ends.
+    with contextlib.ExitStack() as trace:  # An error ends the trace too.
       for step, batch in enumerate(self.batches(first), first):
         phase = steps.phase(self.config, step)
         if phase == 'segment':
-          cache = None  # Its memory is free again: no phase follows this one.
+          cache = None  # Frees its memory: this phase is the last one.
         if profile and step == profile.start:
           trace.enter_context(jax.profiler.trace(self.workdir))
         self._step(step, phase, batch, cache)
@@ -249,10 +273,10 @@ class Trainer:
           trace.close()
         if done % train.log_every == 0 or step == first or last:
           self._log(phase, done, clock)
-        leave = self._told_to_leave()
-        if done % train.checkpoint_every == 0 or last or leave:
+        preempted = self._is_preempted()
+        if done % train.checkpoint_every == 0 or last or preempted:
           self._save(done, clock)
-        if leave:
+        if preempted:
           checkpoint.wait(self.manager)
           saved = f'saved step {done} of {train.total_steps}'
           preemption.leave(f'{saved} in {self.directory}')
@@ -273,19 +297,20 @@ class Trainer:
     self.state, metrics = self.step_functions[phase](self.state, batch)
     self._pending.append((step, metrics))
 
-  def _told_to_leave(self) -> bool:
-    """Whether this process, or any of several, was sent SIGTERM.
+  def _is_preempted(self) -> bool:
+    """Whether SIGTERM came to this process or to any other.
 
-    Of several it is the answer to what was asked a step ago: to wait for the
-    one to this step's question would be to wait for the step.
+    Several processes ask each other over the devices. The answer used here is
+    that of the step before: waiting for this step's would be waiting for the
+    step itself.
     """
     if jax.process_count() == 1:
       return preemption.received()
-    before, self._asked = self._asked, preemption.anywhere()
+    before, self._preempted = self._preempted, preemption.anywhere()
     return before is not None and bool(before)
 
   def _teacher_cache(self, step: int) -> steps.TeacherCache | None:
-    """The teacher's features of all x_n, if they are asked for and used."""
+    """The teacher's features of all x_n; None if they are not kept or used."""
     config = self.config
     if not config.train.cache_teacher or steps.phase(config, step) == 'segment':
       return None
@@ -317,10 +342,10 @@ class Trainer:
       for name, value in metrics.items():
         if not np.isfinite(value):
           phase = steps.phase(self.config, step)
-          found = f'{name} is {value} at step {step} ({phase})'
-          # It has stood still since that step.
-          state = self.state.replace(step=-1 - self.state.step)
-          raise self._non_finite(found, step, phase, state)
+          fault = f'{name} is {value} at step {step} ({phase})'
+          frozen_at = train_state.frozen_at(self.state)
+          state = self.state.replace(step=frozen_at)
+          raise self._non_finite(fault, step, phase, state)
     names = pending[-1][1]
     means = {
       name: float(np.mean([m[name] for _, m in pending if name in m]))
@@ -341,31 +366,32 @@ class Trainer:
       scalars.append(self.workdir, done, values)
 
   def _non_finite(
-    self, found: str, step: int, phase: str, state: train_state.TrainState
+    self, fault: str, step: int, phase: str, state: train_state.TrainState
   ) -> NonFiniteError:
-    """The error that says what was found, what is left and what to do.
+    """Keeps the step's batch and `state` in WORKDIR/fault.
 
-    The step's batch and `state` are kept in WORKDIR/fault.
+    Returns:
+      The error to raise: the fault, what is kept on disk, and what to do.
     """
     last = checkpoint.latest_step(self.manager)
-    left = f'The last checkpoint, of step {last}, is kept in {self.directory}.'
+    kept = f'The last checkpoint, of step {last}, is kept in {self.directory}.'
     if last is None:
-      left = 'There is no checkpoint yet.'
+      kept = 'There is no checkpoint yet.'
     batch = None
     if jax.process_index() == 0:
       batch = next(self.batches(step, shard=(0, 1)))
       batch = {k: batch[k] for k in ('image', 'normal', 'mask')}
-    meta = {'config': self.config.to_dict(), 'phase': phase, 'found': found}
+    meta = {'config': self.config.to_dict(), 'phase': phase, 'found': fault}
     try:
       faults.save(self.workdir, step, state, meta, batch)
-      left += (
+      kept += (
         ' To see what broke: python tools/replay_batch.py --workdir'
         f' {self.workdir}.'
       )
-    except (OSError, ValueError) as error:  # The loss is the news, not this.
-      logging.error('the batch and the state were not kept: %s', error)
+    except (OSError, ValueError) as error:  # The loss is what must be raised.
+      logging.error('the batch and the state could not be saved: %s', error)
     return NonFiniteError(
-      f'{found}. {left} Lower config.train.student.learning_rate or'
+      f'{fault}. {kept} Lower config.train.student.learning_rate or'
       ' .head.learning_rate, or set their clip_norm.'
     )
 
@@ -388,8 +414,8 @@ class Trainer:
     weights = jax.device_get((self.state.params, self.state.batch_stats))
     numbers = [*jax.tree.leaves(weights), *vars(calibration.fusion).values()]
     if not all(np.all(np.isfinite(number)) for number in numbers):
-      found = f'the maps are not finite after step {done - 1}'
-      raise self._non_finite(found, done - 1, phase, self.state)
+      fault = f'the maps are not finite after step {done - 1}'
+      raise self._non_finite(fault, done - 1, phase, self.state)
     scores = self.validate(calibration, done)
     self.meta = {
       'config': json.loads(json.dumps(self.config.to_dict())),
@@ -405,43 +431,52 @@ class Trainer:
   ) -> dict[str, float]:
     """AUROCs and pixel AP on held-out normals with synthetic anomalies.
 
-    The pairs are the same at every call of a run; some are shown in
-    TensorBoard with their maps. It is watched, never chosen by: training
-    always ends at its last step.
+    The pairs are the same at every call of a run; TensorBoard shows the first
+    with their maps. No decision depends on these figures: training always ends
+    at its last step.
+
+    Args:
+      calibration: of the state.
+      done: steps taken.
+
+    Returns:
+      {name: figure}, fractions in [0, 1]; empty if no image is held out.
     """
     if not len(self.data.held_out):
       return {}
-    if not hasattr(self, '_validation'):
+    if self._validation is None:
       self._validation = unseen.pairs(
         tiles.split(self.config.data, self.data.held_out),
         seed=self.config.seed + 1,
-        # Of whole images: with tiles, of so many of them.
         count=max(
           _VALIDATION_MIN, _VALIDATION_REPEATS * len(self.data.held_out)
         ),
         foreground=self.data.held_out_foreground,
       )
     images, masks = self._validation
-    found = predictor_lib.predict_images(
+    prediction = predictor_lib.predict_images(
       self.predictor, self.state, calibration.fusion, images
     )
     scores = {}
     labels = masks.any(axis=(1, 2))
     if labels.any() and not labels.all():
-      auroc = ranking.ranking(found.image_score, labels)[0]
+      auroc = ranking.ranking(prediction.image_score, labels)[0]
       scores['image_auroc'] = round(float(auroc), 5)
-    for prefix, maps in (('', found.map), ('maps_mean_', found.maps_mean)):
+    for prefix, maps in (
+      ('', prediction.map),
+      ('maps_mean_', prediction.maps_mean),
+    ):
       auroc, ap, *_ = ranking.ranking(np.ravel(maps), np.ravel(masks))
       scores[f'{prefix}pixel_auroc'] = round(float(auroc), 5)
       scores[f'{prefix}pixel_ap'] = round(float(ap), 5)
     self._write_scalars(done, {f'validation/{k}': v for k, v in scores.items()})
-    pairs = overlays.pair_strips(images, masks, found.map, calibration)
+    pairs = overlays.pair_strips(images, masks, prediction.map, calibration)
     self.writer.write_images(done, {'validation/image_mask_map': pairs})
     logging.info('validation at step %d: %s', done, scores)
     return scores
 
   def close(self) -> None:
-    """Waits for the checkpoint being saved and ends all threads."""
+    """Waits for the save in progress and ends all threads."""
     try:
       self.writer.close()
     finally:
@@ -449,41 +484,24 @@ class Trainer:
 
 
 class Clock:
-  """Step rate and time left, for the progress line."""
+  """Step rate and remaining time, for the progress line."""
 
   def __init__(self, step: int, total: int, now=time.monotonic):
     self._now, self._step, self._total = now, step, total
     self._time = now()
 
   def tick(self, step: int) -> tuple[float, str]:
-    """Steps per second since the last call, and a line that says so."""
+    """Steps per second since the last call, and a progress line."""
     now = self._now()
     rate = (step - self._step) / max(now - self._time, 1e-9)
     self._step, self._time = step, now
-    left = int((self._total - step) / rate) if rate else 0
-    hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
+    remaining = int((self._total - step) / rate) if rate else 0
+    minutes, seconds = divmod(remaining, 60)
+    hours, minutes = divmod(minutes, 60)
     return rate, (
       f'step {step}/{self._total}, {rate:.2f} steps/s,'
       f' {hours}:{minutes:02d}:{seconds:02d} left'
     )
-
-
-def _check_fields(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError where a field would only be missed after hours."""
-  evaluate.check_options(config.eval)
-  losses.check_options(config.loss)
-  tiles.make_grid(config.data)
-  train_state.make_optimizers(config)
-  for field in (
-    'total_steps',
-    'log_every',
-    'checkpoint_every',
-    'keep_checkpoints',
-  ):
-    if config.train[field] < 1:
-      raise ValueError(
-        f'config.train.{field} must be >= 1, is {config.train[field]}'
-      )
 
 
 def parse_steps(text: str | None) -> range:
@@ -493,51 +511,30 @@ def parse_steps(text: str | None) -> range:
     raise ValueError(f"--profile_steps={text!r}: use 'a:b', say 10:15")
   steps_ = range(int(first), int(last))
   if text and not steps_:
-    raise ValueError(f'--profile_steps={text!r}: there is no step in it')
+    raise ValueError(f'--profile_steps={text!r} holds no step')
   return steps_
-
-
-def _check_batches(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> None:
-  """Raises ValueError where a batch does not divide as it must."""
-  train = config.train
-  sharding.check_batch_size(mesh, train.batch_size, 'train.batch_size')
-  if not train.microbatch:
-    return
-  sharding.check_batch_size(mesh, train.microbatch, 'train.microbatch')
-  if train.batch_size % train.microbatch:
-    raise ValueError(
-      f'config.train.batch_size = {train.batch_size} does not divide into'
-      f' parts of config.train.microbatch = {train.microbatch}'
-    )
-
-
-def _check_synthesis(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for options that no pair can be made with."""
-  from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
-
-  options = pipeline.options(config)
-  for field in ('rotate_degrees', 'lighting'):
-    value = getattr(options, field)
-    if config.train.cache_teacher and value:
-      raise ValueError(
-        'config.train.cache_teacher keeps the features of images that are'
-        f' turned by quarters at most; config.synthesis.{field} is {value}.'
-        ' Set it to 0, or cache_teacher to False.'
-      )
 
 
 def check_teacher(
   directory: str,
-  found: Mapping[str, Any],
+  stored: Mapping[str, Any],
   config: ml_collections.ConfigDict,
   fingerprint: str,
 ) -> None:
-  """Refuses a checkpoint or results of another teacher than this run's."""
-  if found['teacher_fingerprint'] != fingerprint:
+  """Refuses a checkpoint or results of another teacher than this run's.
+
+  Args:
+    directory: of the checkpoint or results, for the message.
+    stored: the checkpoint's metadata, or the results.
+    config: of this run.
+    fingerprint: of this run's teacher.
+
+  Raises:
+    CheckpointError: the fingerprints differ.
+  """
+  if stored['teacher_fingerprint'] != fingerprint:
     raise checkpoint.CheckpointError(
-      f'{directory} is of another teacher, {found["teacher_fingerprint"]};'
+      f'{directory} is of another teacher, {stored["teacher_fingerprint"]};'
       f' config.teacher.weights = {config.teacher.weights!r} is {fingerprint}.'
       ' Use another --workdir, or the same weights to go on.'
     )

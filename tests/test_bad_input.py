@@ -255,14 +255,6 @@ CASES = {
   },
 }
 
-# What is only found when the pairs are about to be made.
-SEEN_BY_TENSORFLOW = (
-  'image_size_of_no_multiple',
-  'kept_features_of_lit_images',
-  'kept_features_of_turned_images',
-  'share_out_of_range',
-)
-
 
 def _write_files(folder, good):
   """What the cases name below {folder}."""
@@ -325,9 +317,8 @@ def test_a_fault_is_one_clear_error(outcomes, name):
     assert text in message
   assert stdout == '' and 'Traceback' not in stderr
   logged = re.compile(r'[IW]\d{4} [\d:.]+ \d+ (\w+)\.py:\d+\] ')
-  if name not in SEEN_BY_TENSORFLOW:
-    for line in before.strip().splitlines():
-      assert logged.match(line), line
+  for line in before.strip().splitlines():
+    assert logged.match(line), line
 
 
 def test_one_command_line_as_users_run_it(good, tmp_path, cache):

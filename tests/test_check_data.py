@@ -7,9 +7,9 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
+import synthesis_helpers
 
 from dmdd_jax.data import check
-from dmdd_jax.data import synthesis
 
 DATA = os.environ.get('DMDD_TEST_DATA')
 needs_data = pytest.mark.skipif(
@@ -194,7 +194,7 @@ def test_the_sheet_shows_normal_anomalous_and_mask(nut, tmp_path):
   _truncate(nut)  # The sheet is of what is left.
   _lose_mask(nut)
   path = tmp_path / 'out' / 'sheet.png'
-  options = synthesis.Options(image_size=32, region_share=1.0)
+  options = synthesis_helpers.perlin_options(region_share=1.0)
   check.write_sheet(str(path), nut.parent, 'nut', options, count=5)
   sheet = np.asarray(Image.open(path))
   assert sheet.shape == (3 * 36, 2 * 100, 3)

@@ -21,7 +21,7 @@ cli.run(main)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc is on Linux')
 @pytest.mark.parametrize('given', [None, '', 'glibc.malloc.check=1'])
-def test_huge_pages_unless_told_otherwise(tmp_path, given):
+def test_huge_pages_unless_the_user_has_set_the_variable(tmp_path, given):
   path = tmp_path / 'program.py'
   path.write_text(PROGRAM)
   environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
@@ -31,8 +31,11 @@ def test_huge_pages_unless_told_otherwise(tmp_path, given):
     [sys.executable, str(path), 'a b', 'c'],
     env=environment,
     stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
   )
-  printed, _ = process.communicate()
+  printed, logged = process.communicate()
   expected = 'glibc.malloc.hugetlb=1' if given is None else given
   assert printed == f'{process.pid} {expected} a b c\n'
+  # One line says so, and how to avoid it.
+  assert logged.count("GLIBC_TUNABLES=''") == int(given is None)

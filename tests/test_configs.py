@@ -5,7 +5,6 @@ import glob
 import importlib
 import json
 import os
-import re
 import sys
 
 import ml_collections
@@ -15,11 +14,10 @@ import pytest
 from configs import default
 from configs import mvtec
 from configs import mvtec_cpu
+from dmdd_jax import config as config_lib
 from dmdd_jax import run as run_lib
-from dmdd_jax.data import synthesis
 from dmdd_jax.models import dmdd
 from dmdd_jax.training import checkpoint
-from dmdd_jax.training import train_state
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = sorted(
@@ -67,10 +65,7 @@ def test_a_file_loads_and_has_the_default_fields(name):
   assert found.keys() == expected.keys()
   for field, value in found.items():
     assert isinstance(value, type(expected[field])), field
-  # What it asks for exists.
-  dmdd.from_config(config)
-  train_state.make_optimizers(config)
-  synthesis.Options(image_size=config.data.image_size, **config.synthesis)
+  config_lib.check(config)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -296,80 +291,3 @@ def test_a_row_that_does_not_fit_is_named(row, message):
   config.per_category.mine = row
   with pytest.raises(ValueError, match=message):
     run_lib.for_category(config, 'mine')
-
-
-# Values that name their field.
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('dtype', 'float16'),
-    ('teacher.arch', 'resnet19'),
-    ('student.trunk', 'decoder'),
-    ('head.kind', 'unet'),
-    ('head.input', 'map'),
-    ('head.dilations', ()),
-    ('head.dilations', (1, 6, 6)),
-    ('head.dilations', ('3', 'x')),
-    ('head.dilations', (0, 6)),
-  ],
-)
-def test_a_model_that_cannot_be_built_names_the_field(field, value):
-  config = default.get_config()
-  config.update_from_flattened_dict({field: value})
-  with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
-    dmdd.from_config(config)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('train.student.kind', 'lion'),
-    ('train.head.schedule', 'step'),
-    ('train.distill_steps', 10**6),
-    ('train.distill_steps', -1),
-  ],
-)
-def test_an_optimiser_that_cannot_be_built_names_the_field(field, value):
-  config = default.get_config()
-  config.update_from_flattened_dict({field: value})
-  with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
-    train_state.make_optimizers(config)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [
-    ('train.total_steps', 0),
-    ('train.batch_size', 0),
-    ('train.log_every', 0),
-    ('train.checkpoint_every', 0),
-    ('train.keep_checkpoints', 0),
-    ('eval.batch_size', 0),
-    ('eval.score_top_pixels', 0),
-    ('data.tile_size', 48),
-    ('data.tile_overlap', 1.0),
-    ('eval.resolutions', ('original',)),
-    ('eval.resolutions', ()),
-    ('loss.aim', 'push'),
-    ('loss.focus', -1.0),
-    ('loss.focus', 8.0),
-    ('loss.aim_target', 'both'),
-    ('loss.segmentation', 'l2'),
-  ],
-)
-def test_fields_are_checked_before_the_training(field, value, tmp_path):
-  config = default.get_config()
-  config.train.distill_steps = 0
-  config.update_from_flattened_dict({field: value})
-  with pytest.raises(ValueError, match=re.escape(f'config.{field}')):
-    run_lib.train_and_evaluate(config, str(tmp_path))
-
-
-def test_losses_that_exclude_each_other_name_both_fields(tmp_path):
-  config = default.get_config()
-  config.loss.ngm_flat = config.loss.ngm_normal_only = True
-  fields = r'config\.loss\.ngm_flat .* config\.loss\.ngm_normal_only'
-  with pytest.raises(ValueError, match=fields):
-    run_lib.train_and_evaluate(config, str(tmp_path))

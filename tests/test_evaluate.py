@@ -103,7 +103,7 @@ def _run(predictor, records, output):
   }
   state = types.SimpleNamespace(step=1)
   return run_lib._evaluate(
-    predictor, state, meta, records, str(output), started=0.0
+    predictor, state, meta, records, str(output), started=0.0, revision=None
   )
 
 
@@ -275,9 +275,3 @@ def test_undefined_figures_are_null_with_a_reason(records):
   assert np.isnan(metrics['image_auroc']) and np.isnan(metrics['au_pro'])
   assert 'image_auroc' in metrics['undefined']
   json.dumps(metrics, default=float)
-
-
-def test_an_unknown_resolution_is_refused(records):
-  predictor = FakePredictor(_config(resolutions=('full',)))
-  with pytest.raises(ValueError, match=r'eval\.resolutions.*native'):
-    _evaluation(predictor, records)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmdd_jax import config as config_lib
 from dmdd_jax.models import distance as distance_lib
 from dmdd_jax.training import losses
 
@@ -276,7 +277,7 @@ def test_aim_margin_counts_anomalous_positions():
 
 
 @pytest.mark.parametrize('value', [0.0, 1.0])
-@pytest.mark.parametrize('kind', losses.AIM_KINDS)
+@pytest.mark.parametrize('kind', config_lib.AIM_KINDS)
 def test_aim_gradients_are_finite_even_for_dead_features(kind, value):
   features, teacher = random_features(6), random_features(7)
   features = [f.at[:, 0].set(0.0) for f in features]
@@ -288,7 +289,7 @@ def test_aim_gradients_are_finite_even_for_dead_features(kind, value):
     assert not any(np.any(g) for g in grads)
 
 
-@pytest.mark.parametrize('kind', losses.AIM_KINDS)
+@pytest.mark.parametrize('kind', config_lib.AIM_KINDS)
 def test_aim_pushes_apart_inside_and_ngm_pulls_together(kind):
   student = feature(X + 0.5 * Y, X + 0.5 * Y)
   teacher, mask = feature(X, X), mask_row(1, 0)
@@ -388,13 +389,13 @@ def test_segmentation_losses_are_the_sums_they_say(logits_and_mask):
     'focal_l1': numpy_focal(logits, mask, 4.0) + l1,
     'focal_dice': numpy_focal(logits, mask, 2.0, 0.25) + dice,
   }
-  assert set(expected) == set(losses.SEGMENTATION_KINDS)
+  assert set(expected) == set(config_lib.SEGMENTATION_LOSSES)
   for kind, value in expected.items():
     found = segmentation(logits, mask, kind)
     np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=kind)
 
 
-@pytest.mark.parametrize('kind', losses.SEGMENTATION_KINDS)
+@pytest.mark.parametrize('kind', config_lib.SEGMENTATION_LOSSES)
 @pytest.mark.parametrize('value', [0.0, 0.3, 1.0])
 def test_segmentation_is_finite_for_extreme_logits(kind, value):
   logits = mask_row(-1e4, -100, 0, 100, 1e4)
@@ -403,7 +404,7 @@ def test_segmentation_is_finite_for_extreme_logits(kind, value):
   assert np.isfinite(loss) and np.all(np.isfinite(grad))
 
 
-@pytest.mark.parametrize('kind', losses.SEGMENTATION_KINDS)
+@pytest.mark.parametrize('kind', config_lib.SEGMENTATION_LOSSES)
 def test_segmentation_gradient_points_to_the_mask(kind):
   logits, mask = mask_row(0, 0, 0, 0, 0), mask_row(1, 0, 0, 0, 1)
   grad = segmentation_gradient(logits, mask, kind)[1].ravel()

@@ -9,6 +9,7 @@ from dmdd_jax import sharding
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import resnet
 from dmdd_jax.training import steps
+from dmdd_jax.training import train_state
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -152,12 +153,12 @@ def test_recomputing_changes_no_name_or_shape(trunk):
   assert shapes[0] == shapes[1]
 
 
-def test_a_state_stands_still_at_a_loss_that_is_not_finite(whole, taken):
-  """And does not move again, so that later it can be looked into."""
+def test_a_loss_that_is_not_finite_freezes_the_state(whole, taken):
+  """No later step changes it, so that it can be examined."""
   good = repeated_batch()
   bad = {**good, 'image': np.full_like(good['image'], np.nan)}
   state, _ = whole.run('joint', good, bad, good)
-  assert state.step == -2  # -1 - step 1
+  assert train_state.frozen_at(state) == 1
   for name in ('params', 'batch_stats', 'opt_state'):
     assert all(
       model_helpers.leaves_equal(getattr(state, name), getattr(taken[0], name))

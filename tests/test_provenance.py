@@ -1,23 +1,46 @@
 """Where a result says it came from."""
 
-import subprocess
+import types
 
 import pytest
 
 from configs import default
 from dmdd_jax import provenance
+from dmdd_jax import run as run_lib
 from dmdd_jax import train
 
 
-def test_a_trainings_revision_is_that_of_its_start(monkeypatch, tmp_path):
-  first = provenance.git_revision()
-  provenance.git_revision.cache_clear()
+class FakeTrainer:
+  """Trains nothing; the checkout changes meanwhile."""
 
-  def stop(config):
-    raise InterruptedError
+  state, predictor, meta = None, None, {}
+  data = types.SimpleNamespace(dataset=types.SimpleNamespace(test=()))
 
-  monkeypatch.setattr(train, '_check_fields', stop)
-  with pytest.raises(InterruptedError):
-    train.Trainer(default.get_config(), str(tmp_path))
-  monkeypatch.setattr(subprocess, 'run', None)  # The checkout has gone on.
-  assert provenance.git_revision() == first
+  def __init__(self, config, workdir):
+    pass
+
+  def run(self, profile):
+    provenance.git_revision = lambda: 'of the end'
+
+  def close(self):
+    pass
+
+
+@pytest.mark.parametrize('given', [None, 'of the run'])
+def test_a_trainings_revision_is_that_of_its_start(
+  monkeypatch, tmp_path, given
+):
+  monkeypatch.setattr(provenance, 'git_revision', lambda: 'of the start')
+  monkeypatch.setattr(train, 'Trainer', FakeTrainer)
+  monkeypatch.setattr(
+    run_lib, '_evaluate', lambda *_, revision, **options: revision
+  )
+  _, revision = run_lib.train_and_evaluate(
+    default.get_config(), str(tmp_path), revision=given
+  )
+  assert revision == (given or 'of the start')
+
+
+def test_the_revision_names_a_commit_of_this_checkout():
+  revision = provenance.git_revision()
+  assert revision is None or len(revision.rstrip('+')) == 40

@@ -156,8 +156,6 @@ def test_aim_options_reach_the_loss(features):
 
 
 def test_unknown_loss_options_are_refused(features):
-  with pytest.raises(ValueError, match="aim_target is 'both'.*image.*normal"):
-    distillation(features, aim_target='both')
   with pytest.raises(ValueError, match='match_mask'):
     distillation(features, aim='push')
   with pytest.raises(ValueError, match='flat'):
@@ -306,13 +304,12 @@ def test_parts_make_the_update_of_the_whole_batch():
 
 
 @pytest.mark.parametrize('microbatch', [0, 2])
-def test_the_state_stands_still_at_a_loss_that_is_not_finite(microbatch):
-  """And says so in the place of its step."""
+def test_a_loss_that_is_not_finite_freezes_the_state(microbatch):
   batch = model_helpers.make_batch(size=8, batch=4)
   batch['image'][1, 2, 3] = np.nan
   state, metrics = fake_step(('student', 'head'), batch, microbatch)
   assert np.isnan(metrics['loss'])
-  assert state.step == -1
+  assert train_state.frozen_at(state) == 0
   assert state.params['head']['weight'] == 1.0
   assert state.batch_stats['head']['rows'] == 0
 
@@ -549,12 +546,6 @@ def test_image_score_is_the_mean_of_the_highest():
   )
 
 
-@pytest.mark.parametrize('top', [0, -1])
-def test_image_score_of_no_pixel_is_refused(top):
-  with pytest.raises(ValueError, match='score_top_pixels must be >= 1'):
-    score_lib.image_score(jnp.zeros((1, 2, 2)), top)
-
-
 @pytest.mark.parametrize(
   'shape, sigma',
   [((2, 20, 24), 1.0), ((1, 16, 9), 0.4), ((1, 5, 30), 2.0), ((1, 8, 8), 4.0)],
@@ -573,11 +564,9 @@ def test_smooth_equals_scipy(shape, sigma):
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_smooth_of_nothing_and_of_the_impossible():
+def test_smooth_by_nothing():
   maps = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4)))
   np.testing.assert_array_equal(score_lib.smooth(maps, 0.0), maps)
-  with pytest.raises(ValueError, match='smoothing_sigma must be >= 0, is -1'):
-    score_lib.smooth(maps, -1.0)
 
 
 # --- prediction --------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy import stats
+import synthesis_helpers
 import tensorflow as tf
 
 from configs import default
@@ -16,9 +17,7 @@ SIZE = 32
 
 def _options(**changes):
   """Perlin blobs alone, filled with textures, however faint."""
-  return synthesis.Options(
-    **{'image_size': SIZE, 'min_contrast': 0.0, **changes}
-  )
+  return synthesis_helpers.perlin_options(**{'min_contrast': 0.0, **changes})
 
 
 def _defaults(**changes):
@@ -409,35 +408,3 @@ def test_a_small_turn_is_a_rotation_about_the_centre(rotate_90):
     np.testing.assert_allclose(found[index][inner], expected[inner], atol=1e-4)
   # Nothing black comes in at the border: it is mirrored.
   assert found.min() >= smooth.min() - 1e-6
-
-
-# Options.
-
-
-@pytest.mark.parametrize(
-  'field',
-  [
-    'opacity_max',
-    'clean_share',
-    'region_share',
-    'self_share',
-    'region_area_min',
-    'region_area_max',
-    'min_contrast',
-  ],
-)
-@pytest.mark.parametrize('value', [-0.01, 1.01, math.nan])
-def test_a_share_out_of_range_names_its_field(field, value):
-  with pytest.raises(ValueError, match=rf'config\.synthesis\.{field} must be'):
-    _options(**{field: value})
-
-
-def test_areas_the_wrong_way_round_are_refused():
-  with pytest.raises(ValueError, match='region_area_min.*0.5.*region_area_max'):
-    _options(region_area_min=0.5, region_area_max=0.1)
-
-
-@pytest.mark.parametrize('size', [0, -32, 16, 100])
-def test_an_image_size_that_does_not_divide_names_its_field(size):
-  with pytest.raises(ValueError, match=r'config\.data\.image_size .* 32'):
-    _options(image_size=size)

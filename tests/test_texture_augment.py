@@ -5,6 +5,7 @@ from PIL import Image
 from PIL import ImageEnhance
 from PIL import ImageOps
 import pytest
+import synthesis_helpers
 import tensorflow as tf
 
 from dmdd_jax.data import synthesis
@@ -146,7 +147,9 @@ def test_it_changes_the_fillings_and_nothing_else():
       tf.constant(normal),
       tf.constant(textures),
       draws,
-      synthesis.Options(SIZE, opacity_max=0.0, min_contrast=0.0, **fields),
+      synthesis_helpers.perlin_options(
+        image_size=SIZE, opacity_max=0.0, min_contrast=0.0, **fields
+      ),
     )
     for fields in ({}, {'texture_augment': True})
   )

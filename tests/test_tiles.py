@@ -98,26 +98,6 @@ def test_split_orders_tiles_by_image():
   assert tiles.split(_data(80, tile=0), images) is images
 
 
-def test_configs_from_before_tiles_have_none():
-  assert len(tiles.make_grid({'image_size': 256})) == 1
-  assert tiles.input_side({'image_size': 256}) == 256
-
-
-@pytest.mark.parametrize(
-  'changes, field',
-  [
-    ({'tile': 48}, 'tile_size'),
-    ({'tile': 128}, 'tile_size'),
-    ({'tile': -32}, 'tile_size'),
-    ({'overlap': 0.9}, 'tile_overlap'),
-    ({'overlap': -0.1}, 'tile_overlap'),
-  ],
-)
-def test_numbers_that_cannot_be_meant_name_their_field(changes, field):
-  with pytest.raises(ValueError, match=f'config.data.{field} must be'):
-    tiles.make_grid(_data(96, **changes))
-
-
 # Prediction: a real, tiny model.
 
 

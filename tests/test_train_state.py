@@ -94,7 +94,7 @@ def updates_of(optimizer, gradient, params, count):
 
 
 def rates(options, total, count=None):
-  optimizer = train_state.make_optimizer(options, total, 'train.student')
+  optimizer = train_state.make_optimizer(options, total)
   return -updates_of(optimizer, [1.0], [0.0], count or total)[:, 0]
 
 
@@ -136,7 +136,7 @@ def test_a_part_without_steps_has_an_optimizer_all_the_same():
 
 def test_clip_scales_to_the_norm_and_no_further():
   options = optimizer_options(schedule='constant', clip_norm=1.0)
-  optimizer = train_state.make_optimizer(options, 1, 'train.student')
+  optimizer = train_state.make_optimizer(options, 1)
   found = updates_of(optimizer, [3.0, 4.0], [0.0, 0.0], 1)[0]
   np.testing.assert_allclose(found, [-0.06, -0.08], rtol=1e-5)
   found = updates_of(optimizer, [0.3, 0.4], [0.0, 0.0], 1)[0]
@@ -147,7 +147,7 @@ def test_adam_by_hand():
   options = optimizer_options(
     kind='adam', schedule='constant', b1=0.5, b2=0.99, weight_decay=0.01
   )
-  optimizer = train_state.make_optimizer(options, 3, 'train.student')
+  optimizer = train_state.make_optimizer(options, 3)
   found = updates_of(optimizer, [2.0, -0.5], [1.0, 3.0], 3)
   # Equal gradients: corrected moments are g and g^2, so the step is the sign;
   # decoupled decay adds 0.01 of the parameter.
@@ -163,7 +163,7 @@ def test_muon_takes_kernels_as_matrices_and_adam_the_rest():
     learning_rate=0.01,
     muon_learning_rate=0.1,
   )
-  optimizer = train_state.make_optimizer(options, 3, 'train.student')
+  optimizer = train_state.make_optimizer(options, 3)
   rng = np.random.default_rng(0)
   gradient = {
     'kernel': rng.normal(size=(3, 3, 2, 4)).astype(np.float32),
@@ -187,7 +187,7 @@ def test_muon_takes_kernels_as_matrices_and_adam_the_rest():
 
 def test_sgd_momentum_and_decay_by_hand():
   options = optimizer_options(schedule='constant', b1=0.5, weight_decay=0.1)
-  optimizer = train_state.make_optimizer(options, 3, 'train.student')
+  optimizer = train_state.make_optimizer(options, 3)
   found = updates_of(optimizer, [1.0], [2.0], 3)[:, 0]
   # g = 1 + 0.1 * 2, summed with half of what came before.
   np.testing.assert_allclose(found, [-0.12, -0.18, -0.21], rtol=1e-5)
@@ -223,19 +223,13 @@ def test_schedules_span_the_steps_of_their_part(
     np.testing.assert_allclose(found, cosine, rtol=1e-4, atol=1e-7)
 
 
-def test_unknown_optimizer_names_are_refused_with_their_field():
-  with pytest.raises(ValueError, match=r"train\.head\.kind is 'lion'.*adam"):
-    train_state.make_optimizer(optimizer_options(kind='lion'), 1, 'train.head')
-  with pytest.raises(
-    ValueError, match=r"train\.student\.schedule is 'step'.*cosine"
-  ):
-    train_state.make_optimizer(
-      optimizer_options(schedule='step'), 1, 'train.student'
-    )
+# --- frozen states -----------------------------------------------------------
 
 
-@pytest.mark.parametrize('distill_steps', [-1, 41])
-def test_impossible_distill_steps_are_refused(distill_steps):
-  config = model_helpers.tiny_config(train__distill_steps=distill_steps)
-  with pytest.raises(ValueError, match=rf'distill_steps.*40.*{distill_steps}'):
-    train_state.make_optimizers(config)
+@pytest.mark.parametrize('step', [0, 1, 7])
+def test_a_frozen_state_keeps_its_step(step):
+  state = train_state.TrainState(jnp.int32(step), {}, {}, {}, {})
+  assert train_state.frozen_at(state) < 0
+  frozen = jax.jit(train_state.freeze)(state)
+  assert train_state.frozen_at(frozen) == step
+  assert train_state.freeze(frozen).step == frozen.step

@@ -36,9 +36,11 @@ def main(argv: list[str]) -> None:
   report = check.check_category(_ROOT.value, _CATEGORY.value)
   print(check.format_report(report))
   if _SHEET.value:
+    from dmdd_jax import config as config_lib
     from dmdd_jax.data import pipeline  # TensorFlow takes seconds to import.
 
     config = _CONFIG.value
+    config_lib.check(config)
     check.write_sheet(
       _SHEET.value,
       _ROOT.value,

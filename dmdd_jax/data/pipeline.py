@@ -179,7 +179,7 @@ def _batch(
 
 
 def views(images: np.ndarray, options: synthesis.Options) -> np.ndarray:
-  """All that the normal images of `train_dataset` can be, but small turns.
+  """All normal images of `train_dataset`, but for small rotations.
 
   Args:
     images: (N, S, S, 3) uint8.
@@ -187,27 +187,23 @@ def views(images: np.ndarray, options: synthesis.Options) -> np.ndarray:
 
   Returns:
     (N, S, S, 3) uint8, or with `options.rotate_90` (4 N, S, S, 3): each image
-    in its four turns.
+    rotated by 0, 1, 2 and 3 quarters.
   """
   if not options.rotate_90:
     return images
-  # In the middle of the draws that mean no small turn and so many quarters.
+  # The middle of the draws for no small rotation and 0, 1, 2, 3 quarters.
   turn = np.stack([np.full(4, 0.5), (np.arange(4) + 0.5) / 4], axis=1)
-  turned = []
+  all_views = []
   for image in images:
     copies = tf.constant(np.repeat(image[None], 4, axis=0), tf.float32) / 255.0
     draws = {'turn': tf.constant(turn, tf.float32)}
-    found = synthesis.augment(copies, draws, options)
-    turned.append(np.rint(255.0 * found.numpy()).astype(np.uint8))
-  return np.concatenate(turned)
+    rotated = synthesis.augment(copies, draws, options)
+    all_views.append(np.rint(255.0 * rotated.numpy()).astype(np.uint8))
+  return np.concatenate(all_views)
 
 
 def options(config: ml_collections.ConfigDict) -> synthesis.Options:
-  """The synthesis options of a config.
-
-  Raises:
-    ValueError: a value out of its range, naming the field.
-  """
+  """The synthesis options of a config."""
   return synthesis.Options(
     image_size=tiles.input_side(config.data), **config.synthesis
   )

@@ -3,11 +3,12 @@
 Synopsis:
 
   dataset = layouts.list_dataset(config.data)
-  train, held_out = records.split_holdout(dataset.train, 0.1, 8, seed=0)
+  train, held_out = records.hold_out(dataset.train, config.data, config.seed)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from absl import logging
 
@@ -50,10 +51,29 @@ class Dataset:
   test: tuple[Record, ...]
 
 
+def hold_out(
+  records: Iterable[Record], data: Mapping[str, Any], seed: int
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+  """Splits normal images into those to train on and those held out.
+
+  This is the one split that training, calibration and validation use.
+
+  Args:
+    records: normal training images, N of them.
+    data: `config.data`; `holdout_fraction` and `holdout_min` are read.
+    seed: `config.seed`.
+
+  Returns:
+    (train, held_out), see `split_holdout`.
+  """
+  fraction, minimum = data['holdout_fraction'], data['holdout_min']
+  return split_holdout(records, fraction, minimum, seed)
+
+
 def split_holdout(
   records: Iterable[Record], fraction: float, minimum: int, seed: int
 ) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-  """Holds some records out of training, for calibration and validation.
+  """Draws a share of the records to be held out.
 
   The choice depends on the file names and the seed alone: not on the order of
   the records, nor on where the data lies.

@@ -11,7 +11,7 @@ at any batch size, parallelism, order or host count.
 
 Synopsis:
 
-  options = synthesis.Options(image_size=256, opacity_max=0.8)
+  options = pipeline.options(config)
   draws = synthesis.draw(seed, examples, epochs)
   image, mask = synthesis.synthesize(normal, textures, draws, options)
 """
@@ -23,7 +23,6 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from dmdd_jax.data import foreground as foreground_lib
 from dmdd_jax.data import rotation
 from dmdd_jax.data import texture_augment
 
@@ -60,6 +59,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Of Threefry-2x32.
 class Options:
   """What to synthesise; the fields of `config.synthesis` plus the size.
 
+  The defaults stand in configs/default.py alone.
+
   Attributes:
     image_size: side of the square images, in pixels.
     threshold: Perlin noise above it is anomalous; noise is in about [-1, 1].
@@ -72,63 +73,32 @@ class Options:
     self_share: share of the anomalies filled from elsewhere in the image.
     min_contrast: a pixel whose every channel would change by less stays as it
       was and outside the mask: an anomaly nobody can see teaches nothing.
-    rotate_90: the input is first turned by a random multiple of 90 degrees.
-    rotate_degrees: ... and by up to so many degrees either way, reflected at
-      the border.
-    lighting: the input's brightness is then multiplied by 1 - this to 1 + this
-      and cut off at white.
+    rotate_90: the input is first rotated by a random multiple of 90 degrees.
+    rotate_degrees: the input is then rotated by up to this many degrees either
+      way, and mirrored at the border.
+    lighting: the input's brightness is then multiplied by a factor in
+      [1 - this, 1 + this] and cut off at white.
     foreground: where anomalies may be: anywhere ('off'), or on the object as
-      `foreground` finds it ('otsu', 'grabcut'); the caller passes its masks.
+      the module `foreground` segments it ('otsu', 'grabcut'); the caller passes
+      the masks.
     texture_augment: textures are altered as DRAEM does, see `texture_augment`.
   """
 
   image_size: int
-  threshold: float = 0.5
-  rotation_degrees: float = 90.0
-  opacity_max: float = 0.8
-  clean_share: float = 0.0
-  region_share: float = 0.0
-  region_area_min: float = 0.02
-  region_area_max: float = 0.4
-  self_share: float = 0.0
-  min_contrast: float = 0.02
-  rotate_90: bool = False
-  rotate_degrees: float = 0.0
-  lighting: float = 0.0
-  foreground: str = 'off'
-  texture_augment: bool = False
-
-  def __post_init__(self) -> None:
-    if self.image_size < 32 or self.image_size % 32:
-      raise ValueError(
-        'config.data.image_size (or .tile_size, if set) must be a positive'
-        f' multiple of 32, is {self.image_size}'
-      )
-    for name in (
-      'opacity_max',
-      'clean_share',
-      'region_share',
-      'self_share',
-      'region_area_min',
-      'region_area_max',
-      'min_contrast',
-      'lighting',
-    ):
-      value = getattr(self, name)
-      if not 0.0 <= value <= 1.0:
-        raise ValueError(
-          f'config.synthesis.{name} must be in [0, 1], is {value}'
-        )
-    if self.foreground not in foreground_lib.KINDS:
-      raise ValueError(
-        f'config.synthesis.foreground is {self.foreground!r}; choose from'
-        f' {foreground_lib.KINDS}'
-      )
-    if self.region_area_min > self.region_area_max:
-      raise ValueError(
-        f'config.synthesis.region_area_min = {self.region_area_min} is above'
-        f' region_area_max = {self.region_area_max}'
-      )
+  threshold: float
+  rotation_degrees: float
+  opacity_max: float
+  clean_share: float
+  region_share: float
+  region_area_min: float
+  region_area_max: float
+  self_share: float
+  min_contrast: float
+  rotate_90: bool
+  rotate_degrees: float
+  lighting: float
+  foreground: str
+  texture_augment: bool
 
 
 def threefry(
@@ -247,8 +217,8 @@ def perlin_mask(draws: Draws, options: Options) -> tf.Tensor:
   noise = perlin_noise(draws, size)
   noise = tf.pad(noise, [[0, 0], [1, 2], [1, 2]])
   padded = size + 3
-  turn = 2.0 * draws['rotation'] - 1.0
-  angles = turn[..., None] * math.radians(options.rotation_degrees)
+  rotation_share = 2.0 * draws['rotation'] - 1.0  # In [-1, 1).
+  angles = rotation_share[..., None] * math.radians(options.rotation_degrees)
   cos, sin = tf.cos(angles), tf.sin(angles)
   center = (size - 1) / 2.0
   offset = tf.range(size, dtype=tf.float32) - center
@@ -303,18 +273,18 @@ def augment(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
   """Turns images (B, S, S, C) as `rotate_90` and `rotate_degrees` allow."""
   if not options.rotate_90 and not options.rotate_degrees:
     return images
-  turn = draws['turn']
-  angles = (2.0 * turn[:, 0] - 1.0) * math.radians(options.rotate_degrees)
-  turned = _rotate(images, angles, quarters(draws, options))
-  return tf.clip_by_value(turned, 0.0, 1.0)
+  share = 2.0 * draws['turn'][:, 0] - 1.0  # In [-1, 1).
+  angles = share * math.radians(options.rotate_degrees)
+  rotated = _rotate(images, angles, quarters(draws, options))
+  return tf.clip_by_value(rotated, 0.0, 1.0)
 
 
 def light(images: tf.Tensor, draws: Draws, options: Options) -> tf.Tensor:
   """Makes images (B, S, S, 3) in [0, 1] brighter or darker, by `lighting`."""
   if not options.lighting:
     return images
-  turn = 2.0 * draws['lighting'][:, :, None, None] - 1.0
-  return tf.minimum((1.0 + options.lighting * turn) * images, 1.0)
+  share = 2.0 * draws['lighting'][:, :, None, None] - 1.0  # In [-1, 1).
+  return tf.minimum((1.0 + options.lighting * share) * images, 1.0)
 
 
 def quarters(draws: Draws, options: Options) -> tf.Tensor:
@@ -348,9 +318,9 @@ def _fill_from_elsewhere(
   rows = tf.where(draws['kind'][:, 2] < share)
   image, shift = (tf.gather_nd(x, rows) for x in (normal, draws['shift']))
   image = tf.cast(tf.round(255.0 * image), tf.uint8)
-  turn = 2.0 * shift - 1.0
-  distance = tf.pow(2.0, 5.0 * tf.abs(turn) - 6.0) * normal.shape[1]
-  shift = tf.cast(tf.sign(turn) * tf.math.ceil(distance), tf.int32)
+  direction = 2.0 * shift - 1.0  # Its sign; its size draws the distance.
+  distance = tf.pow(2.0, 5.0 * tf.abs(direction) - 6.0) * normal.shape[1]
+  shift = tf.cast(tf.sign(direction) * tf.math.ceil(distance), tf.int32)
   # One by one: it copies whole stretches, a batched gather copies pixels.
   moved = tf.map_fn(
     lambda pair: tf.roll(pair[0], -pair[1], (0, 1)),

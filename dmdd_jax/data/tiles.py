@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-_MAX_OVERLAP = 0.75  # Every pixel in 16 tiles.
+MAX_OVERLAP = 0.75  # Every pixel in 16 tiles.
 
 
 class Grid:
@@ -68,7 +68,7 @@ class Grid:
 
 def input_side(data: Mapping[str, Any]) -> int:
   """The side of the model's input: of a tile, or of the whole image."""
-  return data.get('tile_size', 0) or data['image_size']
+  return data['tile_size'] or data['image_size']
 
 
 def make_grid(
@@ -79,22 +79,9 @@ def make_grid(
   Args:
     data: `image_size`, `tile_size` and `tile_overlap` are read.
     shape: (height, width) of the images; by default `image_size` squared.
-
-  Raises:
-    ValueError: a field is out of its range.
   """
-  size, tile_size = data['image_size'], data.get('tile_size', 0)
-  if tile_size and (tile_size % 32 or not 0 < tile_size <= size):
-    raise ValueError(
-      'config.data.tile_size must be a multiple of 32 up to data.image_size ='
-      f' {size}, or 0 (no tiles), is {tile_size}'
-    )
-  overlap = data.get('tile_overlap', 0.0)
-  if not 0.0 <= overlap <= _MAX_OVERLAP:
-    raise ValueError(
-      f'config.data.tile_overlap must be in [0, {_MAX_OVERLAP}], is {overlap}'
-    )
-  return Grid(shape or (size, size), input_side(data), overlap)
+  size = data['image_size']
+  return Grid(shape or (size, size), input_side(data), data['tile_overlap'])
 
 
 def split(data: Mapping[str, Any], images: np.ndarray) -> np.ndarray:

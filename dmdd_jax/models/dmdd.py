@@ -215,41 +215,12 @@ class DMDD(nn.Module):
 
 
 def from_config(config: ml_collections.ConfigDict) -> DMDD:
-  """Builds the model of a config; ValueError names a field it cannot use."""
-  choices = (
-    ('dtype', config.dtype, DTYPES),
-    ('teacher.arch', config.teacher.arch, tuple(resnet.SPECS)),
-    ('student.trunk', config.student.trunk, student_lib.TRUNKS),
-    ('head.kind', config.head.kind, segmentation.KINDS),
-    ('head.input', config.head.input, HEAD_INPUTS),
-  )
-  for field, value, legal in choices:
-    if value not in legal:
-      raise ValueError(
-        f'config.{field} is {value!r}; choose one of {sorted(legal)}'
-      )
+  """Builds the model of a config.
+
+  Args:
+    config: with every field; `config.check` is who refuses impossible ones.
+  """
   head = config.head
-  dilations = tuple(head.dilations)
-  if (
-    not dilations
-    or len(set(dilations)) < len(dilations)
-    or not all(isinstance(d, int) and d > 0 for d in dilations)
-  ):
-    raise ValueError(
-      'config.head.dilations must be different positive integers, is'
-      f' {dilations}'
-    )
-  # Checkpoints of before `border`, `normality_share`, `position_bias` lack it.
-  border = head.get('border', 0)
-  if not 0 <= border <= MAX_BORDER:
-    raise ValueError(
-      f'config.head.border must be in [0, {MAX_BORDER}], is {border}'
-    )
-  share = head.get('normality_share', 0.5)
-  if not 0.0 <= share <= 1.0:
-    raise ValueError(
-      f'config.head.normality_share must be in [0, 1], is {share}'
-    )
   return DMDD(
     arch=config.teacher.arch,
     student_options=dict(config.student),
@@ -257,30 +228,24 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     head_input=head.input,
     head_options={
       'width': head.width,
-      'dilations': dilations,
+      'dilations': tuple(head.dilations),
       'channel_attention': head.channel_attention,
       'spatial_attention': head.spatial_attention,
     },
-    border=border,
-    branches=_trained_branches(config.loss),
-    normality_share=share,
-    position_bias=head.get('position_bias', False),
+    border=head.border,
+    branches=_branches(config),
+    normality_share=head.normality_share,
+    position_bias=head.position_bias,
     dtype=jnp.dtype(config.dtype),
   )
 
 
-def _trained_branches(options: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """Those whose loss has a weight in `config.loss`; ValueError for none."""
-  if 'focus' not in options:  # Checkpoints of before that field have all maps.
+def _branches(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Those that have maps: with a weight in `config.loss`, or all."""
+  if config.head.untrained_maps:
     return BRANCHES
-  weights = (options.ngm_weight, options.aim_weight)
-  branches = tuple(name for name, weight in zip(BRANCHES, weights) if weight)
-  if not branches:
-    raise ValueError(
-      'config.loss.ngm_weight and config.loss.aim_weight are both 0: there is'
-      ' nothing to train the student by'
-    )
-  return branches
+  weights = (config.loss.ngm_weight, config.loss.aim_weight)
+  return tuple(name for name, weight in zip(BRANCHES, weights) if weight)
 
 
 def init(model: DMDD, rng: jax.Array, image_size: int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Decoder(nn.Module):
     return tuple(reversed(outputs))
 
 
-class Bottleneck(nn.Module):
+class TapFusion(nn.Module):
   """RD4AD's multi-scale fusion of the teacher's taps into one embedding."""
 
   arch: str
@@ -172,7 +172,7 @@ class Student(nn.Module):
       decoder = Decoder(self.arch, name='decoder', **options)
       features = decoder(deepest, sizes, train)
     elif self.trunk == 'reverse':
-      embedding = Bottleneck(self.arch, name='bottleneck', **options)(
+      embedding = TapFusion(self.arch, name='bottleneck', **options)(
         jax.lax.stop_gradient(taps), train
       )
       decoder = Decoder(self.arch, first_stage=False, name='decoder', **options)

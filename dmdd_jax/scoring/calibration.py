@@ -199,7 +199,7 @@ def _weights(
   return {
     'head_weight': 1.0,
     'maps_weight': config.head.maps_weight,
-    'score_head_weight': config.head.get('score_weight', 1.0),
+    'score_head_weight': config.head.score_weight,
   }
 
 

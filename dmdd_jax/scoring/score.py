@@ -103,15 +103,7 @@ class Fusion:
 
 
 def image_score(maps: jax.Array, top_pixels: int) -> jax.Array:
-  """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,).
-
-  Raises:
-    ValueError: `top_pixels` is below 1.
-  """
-  if top_pixels < 1:
-    raise ValueError(
-      f'config.eval.score_top_pixels must be >= 1, is {top_pixels}'
-    )
+  """Mean of the `top_pixels` highest values of each map: (B, ...) -> (B,)."""
   flat = maps.reshape(maps.shape[0], -1)
   top, _ = jax.lax.top_k(flat, min(top_pixels, flat.shape[1]))
   return jnp.mean(top, axis=-1)
@@ -124,12 +116,7 @@ def smooth(maps: jax.Array, sigma: float) -> jax.Array:
     maps: float32.
     sigma: standard deviation of the kernel in pixels; 0 returns the maps
       unchanged. The kernel ends at four sigma.
-
-  Raises:
-    ValueError: sigma is negative.
   """
-  if sigma < 0.0:
-    raise ValueError(f'config.eval.smoothing_sigma must be >= 0, is {sigma}')
   if not sigma:
     return maps
   radius = int(4.0 * sigma + 0.5)

@@ -24,6 +24,7 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 
+from dmdd_jax import config as config_lib
 from dmdd_jax import sharding
 from dmdd_jax import storage
 from dmdd_jax.models import dmdd
@@ -44,8 +45,8 @@ FREE_FIELDS = (
   'train.keep_checkpoints',
   'train.log_every',
 )
-# {field: (another, by whose value the first means something)}; where it means
-# nothing to either side it may differ.
+# {field: (switch, the switch's values under which the field is read)}. A field
+# that neither side reads may differ.
 _SWITCHED_FIELDS = {
   'data.tile_overlap': ('data.tile_size', bool),
   'train.student.muon_learning_rate': ('train.student.kind', 'muon'.__eq__),
@@ -71,9 +72,9 @@ def open_manager(
 
   Args:
     directory: local, or of any file system that epath knows (gs://).
-    keep: creates the folder, clears what an interrupted save has left in it,
-      and keeps the last `keep` of what is saved; None only reads, also while
-      another process saves.
+    keep: creates the folder, clears the remains of an interrupted save, and
+      keeps the last `keep` checkpoints; None only reads, also while another
+      process saves.
 
   Raises:
     CheckpointError: the folder cannot be created or written.
@@ -100,7 +101,7 @@ def open_manager(
 
 
 def barrier(name: str) -> None:
-  """Waits until all processes have come to this name, which comes once."""
+  """Waits until all processes have come to `name`; a name is used once."""
   ocp.multihost.sync_global_processes(name)
 
 
@@ -110,7 +111,7 @@ def save(
   state: train_state.TrainState,
   meta: Mapping[str, Any],
 ) -> None:
-  """Starts saving a checkpoint; one of the same step is left as it is.
+  """Starts saving a checkpoint; one of the same step is not replaced.
 
   Raises:
     CheckpointError: this one, or the one before it, could not be saved.
@@ -129,22 +130,22 @@ def save(
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-  """Waits for what is being saved; CheckpointError if that failed."""
+  """Waits for the save in progress; CheckpointError if it failed."""
   with _storage_errors(manager):
     manager.wait_until_finished()
 
 
 @contextlib.contextmanager
 def _storage_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
-  """Says in one line what kept a checkpoint from being saved."""
+  """Turns a failed save into a CheckpointError of one line."""
   try:
     yield
   except Exception as error:  # TensorStore's are ValueErrors and Exceptions.
     try:
       manager.reload()
-      kept = f'those of the steps {sorted(manager.all_steps())} are kept'
+      kept = f'the steps {sorted(manager.all_steps())} are kept'
     except OSError:
-      kept = 'those before it are not there either'
+      kept = 'the earlier ones cannot be read either'
     raise CheckpointError(
       f'a checkpoint could not be saved to {manager.directory} ({kept}):'
       f' {_reason(error)}. Make room or make the folder writable; the same'
@@ -153,7 +154,7 @@ def _storage_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-  """The first line, without where in its source TensorStore raised it."""
+  """The first line, without the position in TensorStore's own source."""
   line = (str(error).splitlines() or [''])[0]
   for detail in (' [source locations=', ' [tensorstore_spec='):
     line = line.partition(detail)[0]
@@ -174,16 +175,16 @@ def read_newest(
 ) -> _T:
   """Returns `read(step)` of the newest checkpoint that can be read.
 
-  One that is damaged is left out, and the log says which and why. Several
-  processes see one storage, and so the same damage.
+  Damaged ones are skipped; the log names them and the reason. All processes
+  read one storage, and so see the same damage.
 
   Args:
     manager: of the folder.
     read: reads a checkpoint by its step; raises `DamagedError` if it cannot.
-    step: take this one and no other.
+    step: read this one alone.
 
   Raises:
-    CheckpointError: there is none, or none that can be read.
+    CheckpointError: there is no checkpoint, or all are damaged.
   """
   if step is not None:
     return read(_existing(manager, step))
@@ -203,7 +204,7 @@ def read_newest(
 def set_aside(manager: ocp.CheckpointManager, after: int) -> None:
   """Renames the checkpoints newer than one to STEP.damaged.
 
-  Otherwise the same steps, taken again, would not be saved.
+  Training takes those steps again, and would not save over them.
   """
   steps = [step for step in manager.all_steps() if step > after]
   if not steps:
@@ -263,7 +264,7 @@ def restore_alone(
   step: int | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[ml_collections.ConfigDict, train_state.TrainState, dict[str, Any]]:
-  """Reads a checkpoint with nothing else at hand: its config says its shapes.
+  """Reads a checkpoint by itself: its config gives the shapes of its state.
 
   Args:
     manager: of the folder.
@@ -271,14 +272,14 @@ def restore_alone(
     mesh: over which the state is replicated; all devices by default.
 
   Returns:
-    The config and the state, and the metadata.
+    The config, upgraded to the fields of today; the state; the metadata.
 
   Raises:
     CheckpointError: there is no such checkpoint.
     DamagedError: it cannot be read.
   """
   meta = read_meta(manager, step)
-  config = ml_collections.ConfigDict(meta['config'])
+  config = config_lib.upgrade(meta['config'])
   abstract = jax.eval_shape(
     lambda: train_state.create(
       config, dmdd.from_config(config), jax.random.key(0)
@@ -300,10 +301,10 @@ def _read(
 
 
 def close(manager: ocp.CheckpointManager) -> None:
-  """Waits for what is being saved and ends the manager's threads.
+  """Waits for the save in progress and ends the manager's threads.
 
   Raises:
-    CheckpointError: what was being saved could not be.
+    CheckpointError: that save failed.
   """
   try:
     wait(manager)
@@ -313,32 +314,28 @@ def close(manager: ocp.CheckpointManager) -> None:
 
 def check_config(
   directory: str | os.PathLike,
-  found: Mapping[str, Any],
+  stored: Mapping[str, Any],
   config: ml_collections.ConfigDict,
 ) -> None:
   """Refuses to go on with a checkpoint of another config.
 
   Args:
     directory: of the checkpoints, for the message.
-    found: the checkpoint's config as nested dicts.
+    stored: the checkpoint's config as nested dicts.
     config: the config of this run.
 
   Raises:
     CheckpointError: naming every differing field and both values.
   """
-  old, new = _flatten(found), _flatten(config.to_dict())
+  old, new = _flatten(config_lib.upgrade(stored)), _flatten(config)
   for field, (switch, is_on) in _SWITCHED_FIELDS.items():
-    if not any(is_on(fields.get(switch)) for fields in (old, new)):
-      old.pop(field, None)
-      new.pop(field, None)
+    if not any(is_on(fields[switch]) for fields in (old, new)):
+      del old[field], new[field]
   differing = [
     f'  {field}: {old.get(field, "(absent)")!r} in the checkpoint,'
     f' {new.get(field, "(absent)")!r} now'
     for field in sorted({*old, *new})
-    if not field.startswith(FREE_FIELDS)
-    and old.get(field) != new.get(field)
-    # A switch younger than the checkpoint, and off: as if it were not there.
-    and (field in old or new[field])
+    if not field.startswith(FREE_FIELDS) and old.get(field) != new.get(field)
   ]
   if differing:
     raise CheckpointError(
@@ -349,7 +346,7 @@ def check_config(
 
 
 def _existing(manager: ocp.CheckpointManager, step: int | None) -> int:
-  """`step`, or the newest; CheckpointError when it is not there."""
+  """`step`, or the newest; CheckpointError if there is none."""
   steps = sorted(manager.all_steps())
   if not steps:
     raise CheckpointError(
@@ -371,12 +368,9 @@ def _abstract(leaf: Any) -> Any:
   return ocp.utils.to_shape_dtype_struct(leaf)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """{'a': {'b': 1}} -> {'a.b': 1}; tuples become lists, as JSON has them."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f'{prefix}{key}.'))
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
+def _flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """{'a.b': value}; tuples become lists, as JSON has them."""
+  return {
+    field: list(value) if isinstance(value, tuple) else value
+    for field, value in config_lib.flatten(config.to_dict()).items()
+  }

@@ -1,8 +1,8 @@
 """A step whose loss is not finite: what is kept of it, and its replay.
 
 `WORKDIR/fault` holds `batch.npz`, the whole global batch, and `state`, a
-checkpoint of the state that the step began with (or, where its loss was finite
-and what it left is not, of that).
+checkpoint of the state that the step began with. If the loss was finite and the
+update was not, it is the state after the step.
 
 Synopsis:
 
@@ -34,13 +34,13 @@ def save(
   meta: Mapping[str, Any],
   batch: Mapping[str, np.ndarray] | None,
 ) -> None:
-  """Keeps a step's batch and state in WORKDIR/fault, in place of another's.
+  """Keeps a step's batch and state in WORKDIR/fault; replaces earlier ones.
 
   Args:
     workdir: of the category.
-    step: which took the batch.
-    state: before it; where only its update was not finite, after it.
-    meta: 'config', 'phase' and 'found', what was not finite.
+    step: that took the batch.
+    state: before it; if only its update was not finite, after it.
+    meta: 'config', 'phase', and 'found', which says what was not finite.
     batch: global; None in processes that write no files.
 
   Raises:
@@ -66,8 +66,8 @@ def replay(workdir: str | os.PathLike) -> str:
   """Takes the step of WORKDIR/fault again, on one device.
 
   Returns:
-    Lines that say what is not finite: of the batch, the state, the losses and
-    the gradient, each by name.
+    Lines that name the arrays that are not finite: of the batch, the state, the
+    losses and the gradient.
 
   Raises:
     CheckpointError: there is no fault, or it cannot be read.
@@ -107,14 +107,15 @@ def replay(workdir: str | os.PathLike) -> str:
 
 
 def _describe(tree: Any) -> str:
-  """Which arrays of a tree are not finite, by path."""
+  """A line that names the arrays of a tree that are not finite."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  bad = [
+  broken = [
     jax.tree_util.keystr(path, simple=True, separator='/')
     for path, leaf in leaves
     if not np.all(np.isfinite(np.asarray(leaf, np.float64)))
   ]
-  if not bad:
+  if not broken:
     return f'all of {len(leaves)} arrays are finite'
-  named = ', '.join(bad[:_NAMED]) + (', ...' if len(bad) > _NAMED else '')
-  return f'{len(bad)} of {len(leaves)} arrays are not finite: {named}'
+  named = ', '.join(broken[:_NAMED])
+  named += ', ...' if len(broken) > _NAMED else ''
+  return f'{len(broken)} of {len(leaves)} arrays are not finite: {named}'

@@ -11,37 +11,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from dmdd_jax import config as config_lib
 from dmdd_jax.models import distance as distance_lib
-
-AIM_KINDS = ('match_mask', 'margin')
-AIM_TARGETS = ('image', 'normal')
-SEGMENTATION_KINDS = ('focal_l1', 'focal_dice')
-
-
-def check_options(options: ml_collections.ConfigDict) -> None:
-  """Raises ValueError where `config.loss` asks for the impossible."""
-  for field, legal in (
-    ('aim', AIM_KINDS),
-    ('aim_target', AIM_TARGETS),
-    ('segmentation', SEGMENTATION_KINDS),
-  ):
-    if options[field] not in legal:
-      raise ValueError(
-        f'config.loss.{field} is {options[field]!r}; choose one of {legal}'
-      )
-  # Beyond it float32 has no numbers for the weights.
-  if not 0.0 <= options.get('focus', 0.0) <= 4.0:
-    raise ValueError(f'config.loss.focus must be in [0, 4], is {options.focus}')
-  if options.ngm_flat and options.ngm_normal_only:
-    raise ValueError(
-      'config.loss.ngm_flat takes one cosine of an image, of which'
-      ' config.loss.ngm_normal_only cannot leave out positions: set one of'
-      ' them to False'
-    )
 
 
 def flat_cosine_distance(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -88,16 +62,16 @@ def focused_mean(
   """Mean in which a position counts by its own distance to the power `focus`.
 
   Most positions of an image are soon learned, and a plain mean of them hides
-  the few that are not, which are those that an image is scored by. No gradient
-  goes through the weights, and their scale does not matter: the loss stays in
-  the distances' units.
+  the few that are not, by which an image is scored. No gradient goes through
+  the weights, and their scale does not matter: the loss keeps the unit of the
+  distances.
 
   Args:
     distance: of any shape, >= 0.
     focus: 0 is the plain mean; the larger, the more the worst count.
     weight: of the same shape, in [0, 1], multiplies the positions' weights; if
-      nothing is left of them the mean is 0. With a focus of 0 their sum is
-      taken as at least 1.
+      all of them are 0 the mean is 0. With a focus of 0 their sum is taken as
+      at least 1.
   """
   if focus:
     own = jax.lax.stop_gradient(jnp.maximum(distance, 1e-6)) ** focus
@@ -160,8 +134,10 @@ def aim(
   Raises:
     ValueError: unknown kind.
   """
-  if kind not in AIM_KINDS:
-    raise ValueError(f'unknown loss.aim {kind!r}; choose one of {AIM_KINDS}')
+  if kind not in config_lib.AIM_KINDS:
+    raise ValueError(
+      f'unknown loss.aim {kind!r}; choose one of {config_lib.AIM_KINDS}'
+    )
   total = jnp.float32(0.0)
   for student, target, mask in zip(abnormality, teacher, masks):
     distance, mask = distance_lib.cosine_distance(student, target), mask[..., 0]
@@ -196,7 +172,7 @@ def segmentation(
   Args:
     logits: (B, h, w, 1).
     mask: (B, h, w, 1) in [0, 1].
-    kind: one of `SEGMENTATION_KINDS`.
+    kind: one of `config.SEGMENTATION_LOSSES`.
 
   Raises:
     ValueError: unknown kind.
@@ -208,5 +184,6 @@ def segmentation(
   if kind == 'focal_dice':
     return focal(logits, mask, gamma=2.0, alpha=0.25) + dice(logits, mask)
   raise ValueError(
-    f'unknown loss.segmentation {kind!r}; choose one of {SEGMENTATION_KINDS}'
+    f'unknown loss.segmentation {kind!r}; choose one of'
+    f' {config_lib.SEGMENTATION_LOSSES}'
   )

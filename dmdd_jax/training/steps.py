@@ -1,10 +1,10 @@
 """The pure steps of training, and how they are jitted.
 
 A batch is a dict of arrays (see docs/method.md): `image` (B, S, S, 3) is x_a,
-`normal` x_n, `mask` (B, S, S, 1); in place of `normal` there may be
-`normal_taps`, the teacher's features of x_n (see `TeacherCache`). Shapes are
-global: over a mesh every mean is taken over all devices, batch-norm statistics
-too, by jit's partitioner.
+`normal` x_n, `mask` (B, S, S, 1). `normal_taps`, the teacher's features of x_n,
+can take the place of `normal` (see `TeacherCache`). Shapes are global: jit's
+partitioner takes every mean over all devices of the mesh, batch-norm statistics
+too.
 
 Synopsis:
 
@@ -48,7 +48,7 @@ def phase(config: ml_collections.ConfigDict, step: int) -> str:
 
 
 def head_is_trained(config: ml_collections.ConfigDict, steps: int) -> bool:
-  """Whether so many steps have trained the head at all."""
+  """Whether a training of `steps` steps has trained the head."""
   if config.head.kind == 'none' or not steps:
     return False
   return phase(config, steps - 1) != 'distill'
@@ -72,9 +72,7 @@ def distillation_loss(
 ) -> tuple[jax.Array, Metrics]:
   """NGM and AIM, weighted, of features of x_a and the teacher's of both."""
   options = config.loss
-  losses.check_options(options)
   masks = [losses.resize_mask(mask, tap.shape[1:3]) for tap in taps_image]
-  focus = options.get('focus', 0.0)  # Faults kept before this field.
   total, metrics = jnp.float32(0.0), {}
   if options.ngm_weight:
     metrics['ngm'] = losses.ngm(
@@ -82,7 +80,7 @@ def distillation_loss(
       taps_normal,
       masks if options.ngm_normal_only else None,
       options.ngm_flat,
-      focus,
+      options.focus,
     )
     total += options.ngm_weight * metrics['ngm']
   if options.aim_weight:
@@ -93,7 +91,7 @@ def distillation_loss(
       masks,
       options.aim,
       options.aim_margin,
-      focus,
+      options.focus,
     )
     total += options.aim_weight * metrics['aim']
   return total, metrics
@@ -172,9 +170,9 @@ def gradients(
 ) -> tuple[Metrics, dict[str, Any], dict[str, Any]]:
   """Losses, their gradient in `parts`, and the parts' new statistics.
 
-  Nothing is computed for what is not trained: with ('student',) the head does
-  not run, with ('head',) the student runs without statistics or gradient and
-  x_n is not looked at.
+  A part that is not trained costs nothing: with ('student',) the head does not
+  run; with ('head',) the student runs without statistics or gradient, and x_n
+  is not read.
   """
 
   def loss_fn(params: Mapping[str, Any]):
@@ -263,9 +261,9 @@ def train_step(
 ) -> tuple[train_state.TrainState, Metrics]:
   """One update of `parts`: ('student',), ('head',) or both.
 
-  At a loss or gradient that is not finite the state stands still, at this step
-  and all later ones, with -1 - step in the place of its step: losses are looked
-  at only now and then, and this is the state to look into.
+  A loss or gradient that is not finite freezes the state: it stays as it is at
+  this step and at all later ones. The host looks at losses only now and then,
+  and this is the state to examine.
   """
   metrics, grads, stats = batch_gradients(config, model, parts, state, batch)
   metrics['gradient_norm'] = optax.global_norm(grads)
@@ -281,13 +279,14 @@ def train_step(
     batch_stats={**state.batch_stats, **stats},
     opt_state=opt_state,
   )
-  stopped = state.replace(step=jnp.minimum(state.step, -1 - state.step))
   finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(
     metrics['gradient_norm']
   )
-  going_on = finite & (state.step >= 0)
+  is_sound = finite & (train_state.frozen_at(state) < 0)
   state = jax.tree.map(
-    lambda new, old: jnp.where(going_on, new, old), updated, stopped
+    lambda new, old: jnp.where(is_sound, new, old),
+    updated,
+    train_state.freeze(state),
   )
   return state, metrics
 
@@ -343,8 +342,8 @@ class TeacherCache:
     for start in range(0, len(images), batch_size):
       rows = images[start : start + batch_size]
       edges = [(0, batch_size - len(rows))] + [(0, 0)] * 3
-      found = jax.device_get(teach(variables, np.pad(rows, edges)))
-      parts.append([tap[: len(rows)] for tap in found])
+      taps = jax.device_get(teach(variables, np.pad(rows, edges)))
+      parts.append([tap[: len(rows)] for tap in taps])
     taps = tuple(np.concatenate(level) for level in zip(*parts))
     self.taps = sharding.replicate(mesh, taps)
     self._look_up = jax.jit(
@@ -354,7 +353,7 @@ class TeacherCache:
     )
 
   def __call__(self, rows: jax.Array) -> tuple[jax.Array, ...]:
-    """The features of some rows (B,) int32 of the images, over the mesh."""
+    """The features of the images `rows` (B,) int32, over the mesh."""
     return self._look_up(self.taps, rows)
 
   @property
