@@ -140,6 +140,12 @@ def _student() -> ml_collections.ConfigDict:
   # Compute the residual blocks' activations again for the gradient instead of
   # keeping them: less memory, more time, the same numbers.
   student.remat = False
+  # A second trunk, `reverse`, beside that one, on a copy of the image whose
+  # side is so many times smaller, 2 or 4: it sees whole objects, and so a part
+  # that is missing or lies elsewhere. 0 is none.
+  student.context = 0
+  # Channels of its bottleneck.
+  student.context_width = 512
   return student
 
 
@@ -166,6 +172,8 @@ def _head() -> ml_collections.ConfigDict:
   # The distance is the mean of the normality maps times this plus that of the
   # abnormality maps times the rest of 1; 0.5 is the plain mean of all maps.
   head.normality_share = 0.9
+  # With student.context: the share of that trunk's maps, likewise.
+  head.context_share = 0.5
   # Take from that distance, in the fifth of the positions where its mean over
   # training images is highest, what it is above the others there: what is far
   # from the teacher on every image is no defect.

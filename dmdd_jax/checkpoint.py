@@ -48,6 +48,8 @@ FREE_FIELDS = (
 # nothing to either side it may differ.
 _SWITCHED_FIELDS = {
   'data.tile_overlap': ('data.tile_size', bool),
+  'student.context_width': ('student.context', bool),
+  'head.context_share': ('student.context', bool),
   'train.student.muon_learning_rate': ('train.student.kind', 'muon'.__eq__),
   'train.head.muon_learning_rate': ('train.head.kind', 'muon'.__eq__),
 }

@@ -43,11 +43,13 @@ class Output:
   Attributes:
     maps: (B, h, w, 2 L) cosine distances, L normality levels then L
       abnormality levels, each in [0, 2]; L of the one branch where only one is
-      trained.
+      trained. With `student.context` L counts those of both trunks, first
+      those of the image, then those of its smaller copy.
     maps_mean: (B, h, w), their plain mean, the head's control.
     distance: (B, h, w), the mean of the normality levels and that of the
-      abnormality levels, weighed by `normality_share` and the rest of 1; less
-      the bias of each position, see `PositionBias`, so that it can be negative.
+      abnormality levels, weighed by `normality_share` and the rest of 1, and
+      with two trunks by `context_share` likewise; less the bias of each
+      position, see `PositionBias`, so that it can be negative.
     logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
@@ -133,6 +135,7 @@ class DMDD(nn.Module):
     border: see `distance_maps`.
     branches: those of `BRANCHES` that are trained; maps are of these alone.
     normality_share: see `Output.distance`; of one branch without meaning.
+    context_share: likewise, of the second trunk's maps; without one unused.
     position_bias: whether `Output.distance` is less its `PositionBias`.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
@@ -146,6 +149,7 @@ class DMDD(nn.Module):
   border: int = 0
   branches: Sequence[str] = BRANCHES
   normality_share: float = 0.5
+  context_share: float = 0.5
   position_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
@@ -167,9 +171,16 @@ class DMDD(nn.Module):
       self.head = segmentation.DestsegHead(dtype=self.dtype, **options)
 
   def teach(self, images: jax.Array) -> tuple[jax.Array, ...]:
-    """The teacher's taps of images (B, H, W, 3) in [0, 1]; no gradient."""
-    x = resnet.normalize(images).astype(self.dtype)
-    return jax.lax.stop_gradient(self.teacher(x, train=False))
+    """The teacher's taps of images (B, H, W, 3) in [0, 1]; no gradient.
+
+    With `student.context` those of the images, then of their smaller copies.
+    """
+    x = resnet.normalize(images)
+    taps = self.teacher(x.astype(self.dtype), train=False)
+    if context := self.student_options.get('context', 0):
+      x = student_lib.shrink(x, context).astype(self.dtype)
+      taps += self.teacher(x, train=False)
+    return jax.lax.stop_gradient(taps)
 
   def study(
     self, images: jax.Array, taps: Features, train: bool = False
@@ -193,9 +204,8 @@ class DMDD(nn.Module):
     maps = distance_maps(branches, taps, self.border)
     maps_mean = jnp.mean(maps, axis=-1)
     distance = maps_mean
-    if len(branches) == 2:
-      shares = np.array([self.normality_share, 1.0 - self.normality_share])
-      weights = np.float32(np.repeat(shares / len(taps), len(taps)))
+    if len(branches) == 2 or self.student_options.get('context', 0):
+      weights = self._weights(len(branches), len(taps))
       distance = jnp.sum(maps * weights, axis=-1)
     if self.position_bias:
       distance = self.position(distance)
@@ -206,6 +216,17 @@ class DMDD(nn.Module):
       inputs = feature_products(branches, taps)
     logit = self.head(inputs.astype(self.dtype), train)
     return Output(maps, maps_mean, distance, logit[..., 0])
+
+  def _weights(self, branches: int, levels: int) -> np.ndarray:
+    """Of each map in `Output.distance`, float32, their sum is 1."""
+    shares = np.ones(1)
+    if branches == 2:
+      shares = np.array([self.normality_share, 1.0 - self.normality_share])
+    of_level = np.ones(levels)
+    if self.student_options.get('context', 0):
+      rest = 1.0 - self.context_share
+      of_level = np.repeat([2.0 * rest, 2.0 * self.context_share], levels // 2)
+    return np.float32(np.ravel(np.outer(shares, of_level)) / levels)
 
   def __call__(self, images: jax.Array, train: bool = False) -> Output:
     """Runs all three parts on images (B, H, W, 3) in [0, 1]."""
@@ -220,6 +241,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     ('dtype', config.dtype, DTYPES),
     ('teacher.arch', config.teacher.arch, tuple(resnet.SPECS)),
     ('student.trunk', config.student.trunk, student_lib.TRUNKS),
+    ('student.context', config.student.get('context', 0), student_lib.CONTEXTS),
     ('head.kind', config.head.kind, segmentation.KINDS),
     ('head.input', config.head.input, HEAD_INPUTS),
   )
@@ -239,17 +261,18 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
       'config.head.dilations must be different positive integers, is'
       f' {dilations}'
     )
-  # Checkpoints of before `border`, `normality_share`, `position_bias` lack it.
+  # Older checkpoints lack `border` and all that follows.
   border = head.get('border', 0)
   if not 0 <= border <= MAX_BORDER:
     raise ValueError(
       f'config.head.border must be in [0, {MAX_BORDER}], is {border}'
     )
-  share = head.get('normality_share', 0.5)
-  if not 0.0 <= share <= 1.0:
-    raise ValueError(
-      f'config.head.normality_share must be in [0, 1], is {share}'
-    )
+  shares = {
+    name: head.get(name, 0.5) for name in ('normality_share', 'context_share')
+  }
+  for name, share in shares.items():
+    if not 0.0 <= share <= 1.0:
+      raise ValueError(f'config.head.{name} must be in [0, 1], is {share}')
   return DMDD(
     arch=config.teacher.arch,
     student_options=dict(config.student),
@@ -263,7 +286,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     },
     border=border,
     branches=_trained_branches(config.loss),
-    normality_share=share,
+    **shares,
     position_bias=head.get('position_bias', False),
     dtype=jnp.dtype(config.dtype),
   )
