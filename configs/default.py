@@ -144,8 +144,9 @@ def _student() -> ml_collections.ConfigDict:
   # side is so many times smaller, 2 or 4: it sees whole objects, and so a part
   # that is missing or lies elsewhere. 0 is none.
   student.context = 0
-  # Channels of its bottleneck.
-  student.context_width = 512
+  # Channels of its bottleneck; 512, as in the trunk `reverse`, makes a step of 4
+  # pairs at 256 pixels a third longer.
+  student.context_width = 256
   return student
 
 
@@ -174,6 +175,9 @@ def _head() -> ml_collections.ConfigDict:
   head.normality_share = 0.9
   # With student.context: the share of that trunk's maps, likewise.
   head.context_share = 0.5
+  # How the distances of the two trunks become one: 'mean', or
+  # 'root_mean_square', in which what one trunk alone sees loses less.
+  head.context_fusion = 'root_mean_square'
   # Take from that distance, in the fifth of the positions where its mean over
   # training images is highest, what it is above the others there: what is far
   # from the teacher on every image is no defect.

@@ -16,8 +16,11 @@ from dmdd_jax import losses
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import student as student_lib
 
-FIELDS = (('student', 'context'), ('student', 'context_width')) + (
+FIELDS = (
+  ('student', 'context'),
+  ('student', 'context_width'),
   ('head', 'context_share'),
+  ('head', 'context_fusion'),
 )
 
 
@@ -119,15 +122,20 @@ def test_the_teacher_sees_the_image_and_its_smaller_copy():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  'fusion, power', [('mean', 1), ('root_mean_square', 2)]
+)
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
-def test_the_distance_weighs_trunks_and_branches(share):
-  changes = {'head__kind': 'none', 'head__context_share': share}
-  model = make_model(head__normality_share=0.9, **changes)
+def test_the_distance_weighs_trunks_and_branches(share, fusion, power):
+  changes = {'head__context_share': share, 'head__context_fusion': fusion}
+  model = make_model(head__kind='none', head__normality_share=0.9, **changes)
   _, variables = model_and_variables()
   images = jnp.asarray(model_helpers.make_batch(batch=1)['image'])
   output = model.apply(variables, images)
   maps = np.asarray(output.maps, np.float64).reshape(1, 8, 8, 2, 2, 3).mean(-1)
+  maps **= power
   branches = (1 - share) * maps[..., 0] + share * maps[..., 1]
+  branches **= 1 / power
   expected = 0.9 * branches[..., 0] + 0.1 * branches[..., 1]
   expected -= variables['batch_stats']['position']['bias']
   np.testing.assert_allclose(output.distance, expected, atol=1e-5)
@@ -138,6 +146,7 @@ def test_the_distance_weighs_trunks_and_branches(share):
 
 def test_of_one_branch_the_trunks_are_weighed_too():
   changes = {'head__kind': 'none', 'loss__aim_weight': 0.0}
+  changes['head__context_fusion'] = 'mean'
   model = make_model(head__context_share=0.25, **changes)
   _, variables = model_and_variables()
   images = jnp.asarray(model_helpers.make_batch(batch=1)['image'])
@@ -211,7 +220,12 @@ def test_an_older_checkpoint_goes_on_without_and_not_with_a_second_trunk():
 
 
 @pytest.mark.parametrize(
-  'field, value', [('student.context', 3), ('head.context_share', 1.5)]
+  'field, value',
+  [
+    ('student.context', 3),
+    ('head.context_share', 1.5),
+    ('head.context_fusion', 'median'),
+  ],
 )
 def test_impossible_values_are_refused(field, value):
   config = model_helpers.tiny_config()

@@ -30,6 +30,7 @@ from dmdd_jax.models import student as student_lib
 
 BRANCHES = ('normality', 'abnormality')
 HEAD_INPUTS = ('maps', 'products')
+FUSIONS = ('mean', 'root_mean_square')
 DTYPES = ('float32', 'bfloat16')
 MAX_BORDER = 3  # Of the 8 positions of the smallest images.
 
@@ -48,8 +49,8 @@ class Output:
     maps_mean: (B, h, w), their plain mean, the head's control.
     distance: (B, h, w), the mean of the normality levels and that of the
       abnormality levels, weighed by `normality_share` and the rest of 1, and
-      with two trunks by `context_share` likewise; less the bias of each
-      position, see `PositionBias`, so that it can be negative.
+      with two trunks by `context_share` likewise, see `_combined`; less the
+      bias of each position, see `PositionBias`, so that it can be negative.
     logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
@@ -136,6 +137,8 @@ class DMDD(nn.Module):
     branches: those of `BRANCHES` that are trained; maps are of these alone.
     normality_share: see `Output.distance`; of one branch without meaning.
     context_share: likewise, of the second trunk's maps; without one unused.
+    context_fusion: one of `FUSIONS`, how the two trunks' distances are put
+      together.
     position_bias: whether `Output.distance` is less its `PositionBias`.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
@@ -150,6 +153,7 @@ class DMDD(nn.Module):
   branches: Sequence[str] = BRANCHES
   normality_share: float = 0.5
   context_share: float = 0.5
+  context_fusion: str = 'mean'
   position_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
@@ -205,8 +209,7 @@ class DMDD(nn.Module):
     maps_mean = jnp.mean(maps, axis=-1)
     distance = maps_mean
     if len(branches) == 2 or self.student_options.get('context', 0):
-      weights = self._weights(len(branches), len(taps))
-      distance = jnp.sum(maps * weights, axis=-1)
+      distance = self._combined(maps, len(branches))
     if self.position_bias:
       distance = self.position(distance)
     if self.head_kind == 'none':
@@ -217,16 +220,32 @@ class DMDD(nn.Module):
     logit = self.head(inputs.astype(self.dtype), train)
     return Output(maps, maps_mean, distance, logit[..., 0])
 
-  def _weights(self, branches: int, levels: int) -> np.ndarray:
-    """Of each map in `Output.distance`, float32, their sum is 1."""
+  def _combined(self, maps: jax.Array, branches: int) -> jax.Array:
+    """`Output.distance` before the bias: (B, h, w, maps) -> (B, h, w).
+
+    With `root_mean_square` what one trunk alone sees, a missing part that is
+    all normal board to the local one, loses less than by a mean of both.
+    """
+    levels = maps.shape[-1] // branches
     shares = np.ones(1)
     if branches == 2:
       shares = np.array([self.normality_share, 1.0 - self.normality_share])
-    of_level = np.ones(levels)
-    if self.student_options.get('context', 0):
+    if not self.student_options.get('context', 0):
+      weights = np.float32(np.repeat(shares / levels, levels))
+      return jnp.sum(maps * weights, axis=-1)
+    total, count = jnp.float32(0.0), levels // 2
+    for branch, share in enumerate(shares):
+      of_branch = maps[..., branch * levels : (branch + 1) * levels]
+      local = jnp.mean(of_branch[..., :count], axis=-1)
+      context = jnp.mean(of_branch[..., count:], axis=-1)
       rest = 1.0 - self.context_share
-      of_level = np.repeat([2.0 * rest, 2.0 * self.context_share], levels // 2)
-    return np.float32(np.ravel(np.outer(shares, of_level)) / levels)
+      if self.context_fusion == 'mean':
+        both = rest * local + self.context_share * context
+      else:
+        local, context = jnp.square(local), jnp.square(context)
+        both = jnp.sqrt(rest * local + self.context_share * context)
+      total += share * both
+    return total
 
   def __call__(self, images: jax.Array, train: bool = False) -> Output:
     """Runs all three parts on images (B, H, W, 3) in [0, 1]."""
@@ -244,6 +263,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     ('student.context', config.student.get('context', 0), student_lib.CONTEXTS),
     ('head.kind', config.head.kind, segmentation.KINDS),
     ('head.input', config.head.input, HEAD_INPUTS),
+    ('head.context_fusion', config.head.get('context_fusion', 'mean'), FUSIONS),
   )
   for field, value, legal in choices:
     if value not in legal:
@@ -287,6 +307,7 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     border=border,
     branches=_trained_branches(config.loss),
     **shares,
+    context_fusion=head.get('context_fusion', 'mean'),
     position_bias=head.get('position_bias', False),
     dtype=jnp.dtype(config.dtype),
   )
