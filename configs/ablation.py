@@ -38,6 +38,15 @@ COMPARISONS = {
       'train.student.kind': 'adam',
     },
   },
+  # A second trunk that sees the whole image, and how its maps count.
+  'context': {
+    'none': {},
+    'half': {'student.context': 2},
+    'half_of_512': {'student.context': 2, 'student.context_width': 512},
+    'quarter': {'student.context': 4},
+    'half_mean': {'student.context': 2, 'head.context_fusion': 'mean'},
+    'half_share_075': {'student.context': 2, 'head.context_share': 0.75},
+  },
   'losses': {
     'ngm_and_aim': {},
     'ngm_alone': {'loss.aim_weight': 0.0},

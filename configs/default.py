@@ -140,6 +140,13 @@ def _student() -> ml_collections.ConfigDict:
   # Compute the residual blocks' activations again for the gradient instead of
   # keeping them: less memory, more time, the same numbers.
   student.remat = False
+  # A second trunk, `reverse`, on a smaller copy of the image: its side divided
+  # by 2 or 4. It sees whole objects, and so a part that is missing or moved.
+  # 0 trains no second trunk.
+  student.context = 0
+  # Channels of its bottleneck. 512, as in the trunk `reverse`, makes a step of
+  # 4 pairs at 256 pixels a third longer.
+  student.context_width = 256
   return student
 
 
@@ -169,6 +176,11 @@ def _head() -> ml_collections.ConfigDict:
   # True uses the maps of a branch whose loss has the weight 0 too, as old
   # checkpoints do.
   head.untrained_maps = False
+  # With student.context: weight of the second trunk in the distance, 0 to 1.
+  head.context_share = 0.5
+  # How the distances of the two trunks become one: 'mean', or
+  # 'root_mean_square', which keeps more of what one trunk alone sees.
+  head.context_fusion = 'root_mean_square'
   # Take from that distance, in the fifth of the positions where its mean over
   # training images is highest, what it is above the others there: what is far
   # from the teacher on every image is no defect.

@@ -50,6 +50,13 @@ def _choice(*names: str) -> Rule:
   return Rule(f'one of {", ".join(map(repr, names))}', lambda v: v in names)
 
 
+def _context() -> Rule:
+  allowed = ', '.join(map(str, student.CONTEXTS))
+  return Rule(
+    f'one of {allowed}', lambda v: _is_integer(v) and v in student.CONTEXTS
+  )
+
+
 def _boolean() -> Rule:
   return Rule('True or False', lambda v: isinstance(v, bool))
 
@@ -155,6 +162,8 @@ RULES: Mapping[str, Rule] = {
   'teacher.arch': _choice(*resnet.SPECS),
   'teacher.weights': _text(),
   'student.trunk': _choice(*student.TRUNKS),
+  'student.context': _context(),
+  'student.context_width': _integer(1),
   'student.extra_convs': _integer(0),
   'student.stop_abnormality_gradient': _boolean(),
   'student.remat': _boolean(),
@@ -168,6 +177,8 @@ RULES: Mapping[str, Rule] = {
   'head.score_weight': _number('[0, inf)'),
   'head.normality_share': _number('[0, 1]'),
   'head.untrained_maps': _boolean(),
+  'head.context_share': _number('[0, 1]'),
+  'head.context_fusion': _choice(*dmdd.FUSIONS),
   'head.position_bias': _boolean(),
   'head.border': _integer(0, dmdd.MAX_BORDER),
   'loss.ngm_weight': _number('[0, inf)'),
@@ -316,6 +327,10 @@ _ABSENT: Mapping[str, Any] = {
   'student.remat': False,
   'head.score_weight': 1.0,
   'head.normality_share': 0.5,
+  'student.context': 0,
+  'student.context_width': 512,
+  'head.context_share': 0.5,
+  'head.context_fusion': 'mean',
   'head.position_bias': False,
   'head.border': 0,
   'loss.focus': 0.0,

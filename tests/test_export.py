@@ -239,6 +239,7 @@ def test_images_of_another_size_are_refused(stablehlo):
     {'student__trunk': 'encoder_decoder', 'head__kind': 'destseg'},
     {'head__input': 'products', 'head__border': 2},
     {'head__kind': 'none', 'student__extra_convs': 1, 'student__remat': True},
+    {'student__context': 2, 'student__context_width': 64},
   ],
   ids=lambda changes: '-'.join(str(value) for value in changes.values()),
 )

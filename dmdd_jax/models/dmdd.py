@@ -30,6 +30,7 @@ from dmdd_jax.models import student as student_lib
 
 BRANCHES = ('normality', 'abnormality')
 HEAD_INPUTS = ('maps', 'products')
+FUSIONS = ('mean', 'root_mean_square')
 DTYPES = ('float32', 'bfloat16')
 MAX_BORDER = 3  # Of the 8 positions of the smallest images.
 
@@ -43,11 +44,13 @@ class Output:
   Attributes:
     maps: (B, h, w, 2 L) cosine distances, L normality levels then L
       abnormality levels, each in [0, 2]; L of the one branch where only one is
-      trained.
+      trained. With `student.context` L counts those of both trunks, first
+      those of the image, then those of its smaller copy.
     maps_mean: (B, h, w), their plain mean, the head's control.
     distance: (B, h, w), the mean of the normality levels and that of the
-      abnormality levels, weighed by `normality_share` and the rest of 1; less
-      the bias of each position, see `PositionBias`, so that it can be negative.
+      abnormality levels, weighed by `normality_share` and the rest of 1, and
+      with two trunks by `context_share` likewise, see `_combined`; less the
+      bias of each position, see `PositionBias`, so that it can be negative.
     logit: (B, h, w), the head's anomaly logit; without a head, `distance`.
   """
 
@@ -133,6 +136,9 @@ class DMDD(nn.Module):
     border: see `distance_maps`.
     branches: those of `BRANCHES` that are trained; maps are of these alone.
     normality_share: see `Output.distance`; of one branch without meaning.
+    context_share: likewise, of the second trunk's maps; without one unused.
+    context_fusion: one of `FUSIONS`, how the two trunks' distances are put
+      together.
     position_bias: whether `Output.distance` is less its `PositionBias`.
     dtype: of the computation; parameters, statistics, distances and logits
       are float32.
@@ -146,6 +152,8 @@ class DMDD(nn.Module):
   border: int = 0
   branches: Sequence[str] = BRANCHES
   normality_share: float = 0.5
+  context_share: float = 0.5
+  context_fusion: str = 'mean'
   position_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
@@ -167,9 +175,16 @@ class DMDD(nn.Module):
       self.head = segmentation.DestsegHead(dtype=self.dtype, **options)
 
   def teach(self, images: jax.Array) -> tuple[jax.Array, ...]:
-    """The teacher's taps of images (B, H, W, 3) in [0, 1]; no gradient."""
-    x = resnet.normalize(images).astype(self.dtype)
-    return jax.lax.stop_gradient(self.teacher(x, train=False))
+    """The teacher's taps of images (B, H, W, 3) in [0, 1]; no gradient.
+
+    With `student.context` those of the images, then of their smaller copies.
+    """
+    x = resnet.normalize(images)
+    taps = self.teacher(x.astype(self.dtype), train=False)
+    if context := self.student_options.get('context', 0):
+      x = student_lib.shrink(x, context).astype(self.dtype)
+      taps += self.teacher(x, train=False)
+    return jax.lax.stop_gradient(taps)
 
   def study(
     self, images: jax.Array, taps: Features, train: bool = False
@@ -193,10 +208,8 @@ class DMDD(nn.Module):
     maps = distance_maps(branches, taps, self.border)
     maps_mean = jnp.mean(maps, axis=-1)
     distance = maps_mean
-    if len(branches) == 2:
-      shares = np.array([self.normality_share, 1.0 - self.normality_share])
-      weights = np.float32(np.repeat(shares / len(taps), len(taps)))
-      distance = jnp.sum(maps * weights, axis=-1)
+    if len(branches) == 2 or self.student_options.get('context', 0):
+      distance = self._combined(maps, len(branches))
     if self.position_bias:
       distance = self.position(distance)
     if self.head_kind == 'none':
@@ -206,6 +219,33 @@ class DMDD(nn.Module):
       inputs = feature_products(branches, taps)
     logit = self.head(inputs.astype(self.dtype), train)
     return Output(maps, maps_mean, distance, logit[..., 0])
+
+  def _combined(self, maps: jax.Array, branches: int) -> jax.Array:
+    """`Output.distance` before the bias: (B, h, w, maps) -> (B, h, w).
+
+    With `root_mean_square` what one trunk alone sees, a missing part that is
+    all normal board to the local one, loses less than by a mean of both.
+    """
+    levels = maps.shape[-1] // branches
+    shares = np.ones(1)
+    if branches == 2:
+      shares = np.array([self.normality_share, 1.0 - self.normality_share])
+    if not self.student_options.get('context', 0):
+      weights = np.float32(np.repeat(shares / levels, levels))
+      return jnp.sum(maps * weights, axis=-1)
+    total, count = jnp.float32(0.0), levels // 2
+    for branch, share in enumerate(shares):
+      of_branch = maps[..., branch * levels : (branch + 1) * levels]
+      local = jnp.mean(of_branch[..., :count], axis=-1)
+      context = jnp.mean(of_branch[..., count:], axis=-1)
+      rest = 1.0 - self.context_share
+      if self.context_fusion == 'mean':
+        both = rest * local + self.context_share * context
+      else:
+        local, context = jnp.square(local), jnp.square(context)
+        both = jnp.sqrt(rest * local + self.context_share * context)
+      total += share * both
+    return total
 
   def __call__(self, images: jax.Array, train: bool = False) -> Output:
     """Runs all three parts on images (B, H, W, 3) in [0, 1]."""
@@ -235,6 +275,8 @@ def from_config(config: ml_collections.ConfigDict) -> DMDD:
     border=head.border,
     branches=_branches(config),
     normality_share=head.normality_share,
+    context_share=head.context_share,
+    context_fusion=head.context_fusion,
     position_bias=head.position_bias,
     dtype=jnp.dtype(config.dtype),
   )

@@ -9,6 +9,10 @@ Trunks (`config.student.trunk`; sources in docs/method.md):
   encoder_decoder  ResNet from scratch with all four stages, then a decoder
   reverse          bottleneck and decoder over the teacher's own features
   encoder          ResNet from scratch, the teacher's own shape
+
+With `config.student.context` a second trunk, always `reverse`, reproduces the
+teacher's taps of a smaller copy of the image. It sees a whole object at once,
+which a trunk with a small receptive field cannot, for a fraction of the cost.
 """
 
 from collections.abc import Sequence
@@ -21,12 +25,22 @@ import jax.numpy as jnp
 from dmdd_jax.models import resnet
 
 TRUNKS = ('encoder_decoder', 'reverse', 'encoder')
+# How many times smaller the side of the second trunk's image may be; 0 is
+# no second trunk.
+CONTEXTS = (0, 2, 4)
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Resizes (B, H, W, C) to (B, *size, C), half-pixel centres."""
   shape = (x.shape[0], *size, x.shape[3])
   return jax.image.resize(x, shape, 'bilinear', antialias=False)
+
+
+def shrink(x: jax.Array, factor: int) -> jax.Array:
+  """Averages (B, H, W, C) over squares of `factor` pixels that tile it."""
+  batch, height, width, channels = x.shape
+  cells = (batch, height // factor, factor, width // factor, factor, channels)
+  return jnp.mean(x.reshape(cells), axis=(2, 4))
 
 
 class Decoder(nn.Module):
@@ -71,9 +85,18 @@ class Decoder(nn.Module):
 
 
 class TapFusion(nn.Module):
-  """RD4AD's multi-scale fusion of the teacher's taps into one embedding."""
+  """RD4AD's multi-scale fusion of the teacher's taps into one embedding.
+
+  Attributes:
+    arch: of the teacher.
+    width: `features` of its residual blocks; 0 is that of the fourth stage of
+      `arch`, 512 for torchvision's.
+    dtype: of the computation.
+    remat: see `resnet.block_factory`.
+  """
 
   arch: str
+  width: int = 0
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
 
@@ -93,9 +116,9 @@ class TapFusion(nn.Module):
       fused.append(x)
     x = jnp.concatenate(fused, axis=-1)
     block = resnet.block_factory(self.arch, self.dtype, self.remat)
-    deepest = resnet.get_spec(self.arch).stage_channels(3)
-    x = block(deepest, 2, name='layer4_0')(x, train)
-    return block(deepest, name='layer4_1')(x, train)
+    width = self.width or resnet.get_spec(self.arch).stage_channels(3)
+    x = block(width, 2, name='layer4_0')(x, train)
+    return block(width, name='layer4_1')(x, train)
 
 
 class Decouple(nn.Module):
@@ -125,7 +148,7 @@ class Decouple(nn.Module):
 
 
 class Student(nn.Module):
-  """Trunk and decoupling.
+  """Trunks and decoupling.
 
   Attributes:
     arch: of the teacher, whose tap shapes the student reproduces.
@@ -134,6 +157,9 @@ class Student(nn.Module):
     stop_abnormality_gradient: the abnormality branch does not train the trunk.
     dtype: of the computation.
     remat: the residual blocks' activations are computed again for the gradient.
+    context: one of `CONTEXTS`; if not 0, the second half of the taps are the
+      teacher's of an image whose side is so many times smaller.
+    context_width: `TapFusion.width` of the second trunk.
   """
 
   arch: str = 'resnet18'
@@ -142,6 +168,8 @@ class Student(nn.Module):
   stop_abnormality_gradient: bool = False
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  context: int = 0
+  context_width: int = 512
 
   @nn.compact
   def __call__(
@@ -155,7 +183,8 @@ class Student(nn.Module):
     Args:
       images: (B, H, W, 3), normalised.
       taps: the teacher's features of the same images; their shapes are the
-        outputs' shapes, their values are used by the `reverse` trunk only.
+        outputs' shapes, their values are used by `reverse` trunks only. With
+        `context` those of the image, then those of its smaller copy.
       train: batch norm uses and updates the batch's statistics.
 
     Returns:
@@ -164,26 +193,35 @@ class Student(nn.Module):
     Raises:
       ValueError: unknown trunk.
     """
-    sizes = [tap.shape[1:3] for tap in taps]
     options = {'dtype': self.dtype, 'remat': self.remat}
+
+    def reverse(taps: Sequence[jax.Array], width: int = 0, prefix: str = ''):
+      embedding = TapFusion(
+        self.arch, width, name=f'{prefix}bottleneck', **options
+      )(jax.lax.stop_gradient(taps), train)
+      decoder = Decoder(
+        self.arch, first_stage=False, name=f'{prefix}decoder', **options
+      )
+      return decoder(embedding, [tap.shape[1:3] for tap in taps], train)
+
+    levels = len(taps) // 2 if self.context else len(taps)
+    taps, context_taps = taps[:levels], taps[levels:]
     if self.trunk == 'encoder_decoder':
       encoder = resnet.ResNet(self.arch, 4, name='encoder', **options)
       deepest = encoder(images, train)[-1]
       decoder = Decoder(self.arch, name='decoder', **options)
-      features = decoder(deepest, sizes, train)
+      features = decoder(deepest, [tap.shape[1:3] for tap in taps], train)
     elif self.trunk == 'reverse':
-      embedding = TapFusion(self.arch, name='bottleneck', **options)(
-        jax.lax.stop_gradient(taps), train
-      )
-      decoder = Decoder(self.arch, first_stage=False, name='decoder', **options)
-      features = decoder(embedding, sizes, train)
+      features = reverse(taps)
     elif self.trunk == 'encoder':
-      encoder = resnet.ResNet(self.arch, len(taps), name='encoder', **options)
+      encoder = resnet.ResNet(self.arch, levels, name='encoder', **options)
       features = encoder(images, train)
     else:
       raise ValueError(
         f'unknown student.trunk {self.trunk!r}; choose one of {TRUNKS}'
       )
+    if self.context:
+      features += reverse(context_taps, self.context_width, 'context_')
     normality, abnormality = [], []
     for level, feature in enumerate(features):
       split = Decouple(

@@ -49,6 +49,9 @@ FREE_FIELDS = (
 # that neither side reads may differ.
 _SWITCHED_FIELDS = {
   'data.tile_overlap': ('data.tile_size', bool),
+  'student.context_width': ('student.context', bool),
+  'head.context_share': ('student.context', bool),
+  'head.context_fusion': ('student.context', bool),
   'train.student.muon_learning_rate': ('train.student.kind', 'muon'.__eq__),
   'train.head.muon_learning_rate': ('train.head.kind', 'muon'.__eq__),
 }
