@@ -11,10 +11,11 @@ import pytest
 import test_student
 
 from configs import default
-from dmdd_jax import checkpoint
-from dmdd_jax import losses
+from dmdd_jax import config as config_lib
 from dmdd_jax.models import dmdd
 from dmdd_jax.models import student as student_lib
+from dmdd_jax.training import checkpoint
+from dmdd_jax.training import losses
 
 FIELDS = (
   ('student', 'context'),
@@ -193,7 +194,8 @@ def test_each_trunk_is_trained_by_its_own_levels(trunk, levels):
 def test_an_older_config_builds_the_same_model(trunk):
   changes = {'student__trunk': trunk, 'student__context': 0}
   now = dmdd.from_config(model_helpers.tiny_config(**changes))
-  old = dmdd.from_config(before(model_helpers.tiny_config(**changes)))
+  stored = before(model_helpers.tiny_config(**changes)).to_dict()
+  old = dmdd.from_config(config_lib.upgrade(stored))
   variables = model_helpers.make_variables(old)
   shapes = jax.tree.map(jnp.shape, variables)
   assert shapes == jax.tree.map(jnp.shape, abstract_variables(now, 32))
@@ -217,18 +219,3 @@ def test_an_older_checkpoint_goes_on_without_and_not_with_a_second_trunk():
   config.student.context = 2
   with pytest.raises(checkpoint.CheckpointError, match='student.context'):
     checkpoint.check_config('here', found, config)
-
-
-@pytest.mark.parametrize(
-  'field, value',
-  [
-    ('student.context', 3),
-    ('head.context_share', 1.5),
-    ('head.context_fusion', 'median'),
-  ],
-)
-def test_impossible_values_are_refused(field, value):
-  config = model_helpers.tiny_config()
-  config.update_from_flattened_dict({field: value})
-  with pytest.raises(ValueError, match=f'config.{field}'):
-    dmdd.from_config(config)
