@@ -6,7 +6,7 @@ FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PYTHONPATH=/app PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/tmp
 WORKDIR /app
 RUN useradd --system --uid 10001 --no-create-home dmdd
-COPY constraints.txt setup.cfg pyproject.toml README.md ./
+COPY constraints.txt setup.cfg pyproject.toml README.md LICENSE ./
 EXPOSE 8000
 HEALTHCHECK --start-period=120s CMD ["python", "-c", \
   "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=5)"]

@@ -1,9 +1,10 @@
 """Comparisons on a small budget: `configs/ablation.py:COMPARISON/VARIANT`.
 
-configs/mvtec_cpu.py at 128 x 128 with fewer steps, minutes a run on one core:
-enough to rank, not to quote.
-`tools/ablate.py` runs comparisons over categories and seeds and tabulates them.
-A variant names the fields in which it differs from the base; `{}` is the base,
+It is configs/mvtec_cpu.py at 128 x 128 with fewer steps. A run takes minutes on
+one core: enough to rank variants, not to quote figures.
+`tools/ablate.py` runs comparisons over categories and seeds and writes their
+tables into docs/experiments/.
+A variant names the fields in which it differs from the base. `{}` is the base,
 which is trained once for all comparisons.
 """
 
@@ -52,7 +53,7 @@ COMPARISONS = {
     'ngm_alone': {'loss.aim_weight': 0.0},
     'aim_alone': {'loss.ngm_weight': 0.0},
   },
-  # Whether what screw chose at 256 pixels holds for others.
+  # Does the choice made on screw at 256 pixels hold for other categories?
   'learning': {
     'focus_and_muon': {},
     'no_focus': {'loss.focus': 0.0},
@@ -76,7 +77,7 @@ COMPARISONS = {
     'stopped_gradient': {'student.stop_abnormality_gradient': True},
     'deeper_branches': {'student.extra_convs': 1},
   },
-  # What was ahead of the base in 'ngm' and in 'aim', for more seeds.
+  # The variants that were ahead of the base in 'ngm' and 'aim', for more seeds.
   'leads': {
     'default': {},
     'focus_2': {'loss.focus': 2.0},
@@ -109,7 +110,7 @@ COMPARISONS = {
       'synthesis.region_share': 0.0,
     },
   },
-  # What configs/mvtec.py has for screw alone: for this category only.
+  # Fields that configs/mvtec.py sets for screw; run them on this category only.
   'screw': {
     'on_the_object': {},
     'no_foreground': {'per_category.screw.synthesis.foreground': 'off'},
@@ -126,7 +127,7 @@ COMPARISONS = {
       'train.student.kind': 'adam',
       'train.student.learning_rate': 2e-3,
     },
-    # As many pairs in twice the steps.
+    # The same number of pairs, in twice the steps.
     'batch_4': {
       'train.batch_size': 4,
       'train.total_steps': 400,
@@ -156,7 +157,7 @@ def get_config(name: str = 'trunk/encoder') -> ml_collections.ConfigDict:
   """Returns the configuration of 'COMPARISON/VARIANT'.
 
   Raises:
-    ValueError: there is none of this name; the message lists those there are.
+    ValueError: an unknown name; the message lists the known ones.
   """
   comparison, _, variant = name.partition('/')
   changes = COMPARISONS.get(comparison, {}).get(variant)
@@ -166,7 +167,7 @@ def get_config(name: str = 'trunk/encoder') -> ml_collections.ConfigDict:
       f'unknown comparison {name!r}; choose one of {", ".join(names)}'
     )
   config = mvtec_cpu.get_config('screw')
-  for texture in mvtec.TEXTURES:  # A variant says how to train, not a category.
+  for texture in mvtec.TEXTURES:  # The variant sets the optimiser, not the row.
     del config.per_category[texture]['train']
   for field, value in {**BUDGET, **changes}.items():
     *path, last = field.split('.')

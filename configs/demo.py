@@ -1,7 +1,7 @@
-"""The demo: a generated set of surfaces, no download, minutes on two cores.
+"""The demo: generated surfaces, no download, minutes on two cores.
 
-The teacher's weights are random, since the demo must not need the network: its
-figures say that the program works, not how good the method is.
+The teacher's weights are random, so that the demo needs no network. Its figures
+say that the program works, not how good the method is.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.image_size = 128
   config.teacher.weights = 'random'
   config.student.trunk = 'encoder'
-  # In so few steps the head learns what the distances do not tell yet.
+  # After so short a training the distances alone separate images too little.
   config.head.score_weight = 1.0
   config.train.batch_size = 8
   config.train.total_steps = 280

@@ -1,17 +1,22 @@
 """MVTec AD, ImageNet teacher: `configs/mvtec.py:screw`, a comma list, or all.
 
-What is known to differ by category. The foregrounds are those of RealNet's code
-(datasets/realnet_dataset.py) where it finds the object by Otsu's threshold; in
-textures, cable and transistor it uses the whole image, in hazelnut, metal_nut
-and toothbrush another threshold ('triangle'), which is not offered here.
-Textures are learned with the trunk `encoder` (on leather `reverse` lost six
-points of AU-PRO, and nine with Muon) and by Adam: Muon's student fits the few
-patches that all their images are made of too well (docs/results.md). Of these a
-flag changes one at a time: `--config.per_category.leather.student.trunk`.
+The rows of `per_category` hold what differs by category.
 
-No category is turned, as DeSTSeg turns some: training images already lie as the
-test's do, and other views cost screw and leather more than they gave
-(docs/results.md). `synthesis.rotate_90` is for a line that says otherwise.
+Foreground: as in RealNet's code (datasets/realnet_dataset.py), for categories
+where it separates the object by Otsu's threshold. In textures, cable and
+transistor that code uses the whole image. In hazelnut, metal_nut and toothbrush
+it uses another threshold ('triangle'), which is not offered here.
+
+Textures have the trunk `encoder` and Adam. On leather `reverse` lost six points
+of AU-PRO, and nine with Muon (docs/experiments/trunk.md). Muon's student learns
+by heart the few patches that all images of a texture are made of
+(docs/experiments/optimiser.md). A flag changes one row at a time:
+`--config.per_category.leather.student.trunk`.
+
+No category is turned, although DeSTSeg turns some: training images already lie
+as the test's do, and other views cost screw and leather more than they gave
+(docs/experiments/rotation.md). Set `synthesis.rotate_90` for production lines
+where parts arrive rotated.
 """
 
 import ml_collections
@@ -41,7 +46,7 @@ TEXTURES = ('carpet', 'grid', 'leather', 'tile', 'wood')
 
 
 def get_config(categories: str = '') -> ml_collections.ConfigDict:
-  """Returns the configuration of some categories; '' means all 15.
+  """Returns the configuration of these categories; '' means all 15.
 
   Raises:
     ValueError: an unknown category; the message lists the known ones.

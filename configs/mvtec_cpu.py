@@ -1,7 +1,8 @@
-"""MVTec AD with a budget for two CPU cores: within an hour a category.
+"""MVTec AD with a budget for two CPU cores: less than an hour per category.
 
-The trunk is `encoder` for all: `reverse` takes 1.6 to 1.8 times as long, tells
-fewer images of screws apart and learns leather worse (docs/results.md).
+All categories have the trunk `encoder`. `reverse` takes 1.6 to 1.8 times as
+long, separates screw's images less well and learns leather worse
+(docs/experiments/trunk.md).
 
 `configs/mvtec_cpu.py:screw`, a comma list, or all 15.
 """
@@ -12,7 +13,7 @@ from configs import mvtec
 
 
 def get_config(categories: str = '') -> ml_collections.ConfigDict:
-  """Returns the configuration of some categories; '' means all 15."""
+  """Returns the configuration of these categories; '' means all 15."""
   config = mvtec.get_config(categories)
   config.student.trunk = 'encoder'
   for name in mvtec.TEXTURES:  # So that a flag changes all categories.

@@ -4,11 +4,12 @@ Synopsis:
 
   text = ablate.run('trunk', ('screw',), seeds=(0, 1, 2),
                     workdir='runs/ablation', processes=2)
-  ablate.write_section('docs/results.md', 'trunk', text)
+  ablate.write_section('docs/experiments/trunk.md', 'trunk', text)
 """
 
 from collections.abc import Mapping, Sequence
 import json
+import math
 import os
 from typing import Any
 
@@ -19,8 +20,8 @@ from dmdd_jax import run as run_lib
 from dmdd_jax import storage
 from dmdd_jax.launch import sweep
 
-# The first three are what a choice may be made by: synthetic anomalies on
-# held-out normal images. The rest are of the test images, read at the end.
+# A choice may be made by the first three alone: synthetic anomalies on held-out
+# normal images. The others are of the test images, read at the end.
 COLUMNS = {
   'validation/image_auroc': 'val. image AUROC',
   'validation/pixel_auroc': 'val. pixel AUROC',
@@ -33,6 +34,22 @@ COLUMNS = {
   'maps_mean/au_pro': 'maps: AU-PRO',
 }
 _BASE = 'base'
+# The page of docs/experiments/ that holds a comparison's section.
+PAGES = {
+  'trunk': 'trunk.md',
+  'losses': 'losses.md',
+  'learning': 'learning.md',
+  'precision': 'precision.md',
+  'ngm': 'losses.md',
+  'aim': 'losses.md',
+  'leads': 'losses.md',
+  'head': 'head.md',
+  'synthesis': 'synthesis.md',
+  'screw': 'rotation.md',
+  'optimiser': 'optimiser.md',
+  'score': 'image_score.md',
+  'context': 'context.md',
+}
 
 
 def run(
@@ -44,20 +61,20 @@ def run(
   processes: int = 1,
   overrides: Sequence[str] = (),
 ) -> str:
-  """Runs what is not finished of one comparison and tabulates all of it.
+  """Runs what is not yet finished of one comparison and tabulates all of it.
 
   Args:
     comparison: a key of `ablation.COMPARISONS`.
     categories: names.
     seeds: different numbers.
-    workdir: gets a folder per variant, and `base` for all comparisons; what two
-      comparisons share lies under its name in the first.
+    workdir: gets a folder per variant, and `base` for all comparisons. Two
+      comparisons that share a variant share its folder, named after the first.
     processes: runs at a time.
     overrides: more arguments of every run, e.g. '--config.data.root=D'.
 
   Returns:
     Markdown, a table per category: a row per variant, mean and standard
-    deviation over the seeds in per cent.
+    deviation over the seeds as fractions.
 
   Raises:
     ValueError: unknown comparison.
@@ -75,16 +92,16 @@ def run(
     folder = os.path.join(workdir, _BASE if only_eval else _name(changes))
     config = f'configs/ablation.py:{comparison}/{variant}'
     if only_eval and changes:
-      found = _reevaluate(folder, variant, changes, categories, seeds)
+      metrics = _reevaluate(folder, variant, changes, categories, seeds)
     else:
       logging.info('%s: %s', config, folder)
-      found = sweep.run(config, categories, workdir=folder, **options)
-    summaries[variant] = sweep.summarize(found, tuple(COLUMNS))
+      metrics = sweep.run(config, categories, workdir=folder, **options)
+    summaries[variant] = sweep.summarize(metrics, tuple(COLUMNS))
   return _tables(summaries, categories)
 
 
 def _name(changes: Mapping[str, Any]) -> str:
-  """The first variant of these changes: what several have is trained once."""
+  """The first variant with these changes, so that equal ones train once."""
   return next(
     f'{comparison}-{variant}'
     for comparison, variants in ablation.COMPARISONS.items()
@@ -102,7 +119,7 @@ def _reevaluate(
 ) -> dict[int, dict[str, Any]]:
   """The base's checkpoints under other fields of `eval`, calibrated anew."""
   options = {k.removeprefix('eval.'): v for k, v in changes.items()}
-  found: dict[int, dict[str, Any]] = {}
+  metrics: dict[int, dict[str, Any]] = {}
   for seed in seeds:
     for category in categories:
       folder = os.path.join(base, f'seed_{seed}', category)
@@ -114,10 +131,16 @@ def _reevaluate(
         )
       with open(path) as file:
         results = json.load(file)
-      # It is of the base's own maps, not of these.
+      # The base's validation is of its own maps, not of these.
       results.pop('validation')
-      found.setdefault(seed, {})[category] = results
-  return found
+      metrics.setdefault(seed, {})[category] = results
+  return metrics
+
+
+def _fraction(cell: Mapping[str, float]) -> str:
+  """A cell of `sweep.summarize` in the style of the docs, '.9750 ± .0031'."""
+  numbers = (x for x in (cell['mean'], cell['std']) if not math.isnan(x))
+  return ' ± '.join(f'{x:.4f}'.removeprefix('0') for x in numbers)
 
 
 def _tables(
@@ -135,7 +158,7 @@ def _tables(
     for variant, summary in summaries.items():
       row = summary[category]
       seeds = max((cell['seeds'] for cell in row.values()), default=0)
-      cells = [sweep.percent(row[c]) if c in row else '' for c in COLUMNS]
+      cells = [_fraction(row[c]) if c in row else '' for c in COLUMNS]
       lines.append('| ' + ' | '.join([variant, str(seeds), *cells]) + ' |')
     lines.append('')
   return '\n'.join(lines)
@@ -145,9 +168,9 @@ def write_section(path: str | os.PathLike, name: str, text: str) -> None:
   """Puts a text between two comments of a Markdown file.
 
   Args:
-    path: of the file; created if it is not there.
-    name: of the section `<!-- ablation:NAME -->`, which is replaced, or
-      appended to the file.
+    path: of the file, which is created if it does not exist.
+    name: of the section `<!-- ablation:NAME -->`. The section is replaced if
+      the file has it, else appended.
     text: Markdown.
   """
   first, last = f'<!-- ablation:{name} -->', f'<!-- /ablation:{name} -->'

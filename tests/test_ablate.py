@@ -1,4 +1,4 @@
-"""The comparisons' configs, their folders, the tables, and the page."""
+"""The comparisons' configs, their folders, the tables, and the pages."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from configs import ablation
 from configs import mvtec
 from dmdd_jax import ablate
 from dmdd_jax.launch import sweep
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_every_variant_is_a_legal_config():
@@ -90,7 +92,7 @@ def test_the_base_is_shared_and_eval_variants_only_evaluate(
   ]
   assert trained[1][0] == 'configs/ablation.py:losses/ngm_alone'
   row = next(r for r in text.splitlines() if r.startswith('| ngm_alone'))
-  assert '55.00 ± 7.07' in row and '70.00 ± 0.00' in row
+  assert '.5500 ± .0707' in row and '.7000 ± .0000' in row
   trained.clear()
   ablate.run('learning', ('screw',), **options)
   # What two comparisons have is trained once.
@@ -106,21 +108,29 @@ def test_the_base_is_shared_and_eval_variants_only_evaluate(
   assert ablate.run('score', ('screw',), **options) == text
   assert len(evaluated) == count  # What is finished is not done again.
   maximum = next(r for r in text.splitlines() if r.startswith('| maximum'))
-  assert '25.00' in maximum and '70.00' not in maximum
+  assert '.2500' in maximum and '.7000' not in maximum
 
 
 def test_a_section_is_replaced_and_the_page_around_it_kept(tmp_path):
-  page = tmp_path / 'results.md'
-  page.write_text('# Results\n\nBefore.\n')
+  page = tmp_path / 'trunk.md'
+  page.write_text('# Trunk\n\nBefore.\n')
   ablate.write_section(page, 'trunk', 'old')
   ablate.write_section(page, 'losses', 'other')
   page.write_text(page.read_text() + '\nAfter.\n')
   ablate.write_section(page, 'trunk', 'new')
   text = page.read_text()
-  assert text.startswith('# Results\n\nBefore.\n')
+  assert text.startswith('# Trunk\n\nBefore.\n')
   assert text.endswith('\nAfter.\n')
   assert 'old' not in text and 'other' in text
   assert text.count('<!-- ablation:trunk -->') == 1
+
+
+def test_every_comparison_has_a_page():
+  assert ablate.PAGES.keys() == ablation.COMPARISONS.keys()
+  for page in ablate.PAGES.values():
+    assert os.path.exists(os.path.join(_ROOT, 'docs', 'experiments', page)), (
+      page
+    )
 
 
 def test_a_page_that_is_not_there_is_written(tmp_path):
@@ -132,7 +142,7 @@ def test_the_tool_leaves_what_follows_two_dashes_to_the_runs(tmp_path):
   done = subprocess.run(
     [sys.executable, 'tools/ablate.py', '--comparisons=none']
     + [f'--workdir={tmp_path}', '--', '--config.data.root=D'],
-    cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    cwd=_ROOT,
     stderr=subprocess.PIPE,
     text=True,
   )

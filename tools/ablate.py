@@ -2,9 +2,10 @@
 
   python tools/ablate.py --comparisons trunk,losses --seeds 0,1,2 \
     --categories screw,toothbrush --workdir runs/ablation --processes 2 \
-    --output docs/results.md -- --config.data.root=data/mvtec
+    --output docs/experiments -- --config.data.root=data/mvtec
 
-Arguments after `--` go to every run. The same command again runs what is left.
+Arguments after `--` go to every run. Each comparison's table is written into
+its page (`ablate.PAGES`). The same command again runs what is not yet finished.
 """
 
 import datetime
@@ -24,13 +25,13 @@ _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder.', required=True)
 _PROCESSES = flags.DEFINE_integer('processes', 1, 'Runs at a time.')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Markdown file; default WORKDIR/results.md.'
+  'output', None, 'Folder of the Markdown pages; default WORKDIR.'
 )
 
 
 def main(argv: list[str]) -> None:
-  """Runs, prints and writes a section per comparison."""
-  output = _OUTPUT.value or os.path.join(_WORKDIR.value, 'results.md')
+  """Runs the comparisons; prints and writes a section for each."""
+  folder = _OUTPUT.value or _WORKDIR.value
   for comparison in _COMPARISONS.value:
     table = ablate.run(
       comparison,
@@ -41,9 +42,9 @@ def main(argv: list[str]) -> None:
       overrides=argv[1:],
     )
     title = f'{comparison}, {datetime.date.today()}'
-    ablate.write_section(output, comparison, f'### {title}\n\n{table}')
-    print(f'{title}\n\n{table}')
-  print(f'results: {output}')
+    path = os.path.join(folder, ablate.PAGES[comparison])
+    ablate.write_section(path, comparison, f'### {title}\n\n{table}')
+    print(f'{title}\n\n{table}\nresults: {path}')
 
 
 if __name__ == '__main__':

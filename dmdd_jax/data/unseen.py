@@ -3,11 +3,11 @@
 Training paints textures and patches of the image itself (synthesis.py), and a
 student or head that learns those by heart scores well on more of the same,
 whatever it does on a real defect. These are of other kinds: scratches, blurred,
-tinted, missing and dented parts. docs/results.md compares the two.
+tinted, missing and dented parts. docs/experiments/validation.md compares both.
 
 Synopsis:
 
-  images, masks = validation.pairs(held_out, seed=1, count=40)
+  images, masks = unseen.pairs(held_out, seed=1, count=40)
 """
 
 from collections.abc import Callable
