@@ -204,6 +204,7 @@ RULES: Mapping[str, Rule] = {
   'train.checkpoint_every': _integer(1),
   'train.keep_checkpoints': _integer(1),
   'calibration.image_fpr': _number('[0, 1)'),
+  'calibration.training_images': _integer(0),
   'calibration.pixel_fpr': _number('[0, 1)'),
   'eval.batch_size': _integer(1),
   'eval.score_top_pixels': _integer(1),
@@ -312,6 +313,7 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
 # What the absence of a field meant in the checkpoints that lack it. All
 # checkpoints have the fields that are not listed.
 _ABSENT: Mapping[str, Any] = {
+  'calibration.training_images': 0,
   'data.name': layouts.MVTEC_AD,
   'data.normal': '',
   'data.defect': '',

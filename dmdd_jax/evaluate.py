@@ -226,7 +226,12 @@ def _measure(
   }
   metrics |= {other: found[other] for other in others}
   metrics['at_threshold'] = _at_threshold(
-    calibration, stores[first, 'map'], scores['map'], labels, unknown
+    calibration,
+    stores[first, 'map'],
+    scores['map'],
+    labels,
+    unknown,
+    config.calibration.image_fpr,
   )
   return metrics
 
@@ -283,12 +288,16 @@ def _at_threshold(
   scores: np.ndarray,
   labels: np.ndarray,
   unknown: str | None,
+  asked: float,
 ) -> dict[str, Any]:
   """Precision, recall and F1 at the calibrated thresholds.
 
-  Where the truth of pixels is `unknown`, for that reason, theirs are NaN.
+  With the asked and the seen share of good images that are called defective,
+  its 95 % interval under `confidence`, and what speaks against the threshold
+  under `warnings`. Where the truth of pixels is `unknown`, for that reason,
+  theirs are NaN.
   """
-  found = {
+  metrics = {
     'image_threshold': calibration.image_threshold,
     'pixel_threshold': calibration.pixel_threshold,
   }
@@ -298,23 +307,38 @@ def _at_threshold(
   }
   for level, arguments in levels.items():
     for name, value in results_lib.precision_recall_f1(*arguments).items():
-      found[f'{level}_{name}'] = value
+      metrics[f'{level}_{name}'] = value
   if unknown:
-    names = [name for name in found if name in _PIXEL_AT_THRESHOLD]
-    found.update(dict.fromkeys(names, math.nan))
-    found['undefined'] = dict.fromkeys(names, unknown)
+    names = [name for name in metrics if name in _PIXEL_AT_THRESHOLD]
+    metrics.update(dict.fromkeys(names, math.nan))
+    metrics['undefined'] = dict.fromkeys(names, unknown)
   good = scores[labels == 0]
+  metrics['image_false_positive_rate_asked'] = float(asked)
   if len(good):
-    rate = float(np.mean(good >= calibration.image_threshold))
-    found['image_false_positive_rate'] = rate
-  return found
+    alarms = int(np.count_nonzero(good >= calibration.image_threshold))
+    metrics['image_false_positive_rate'] = alarms / len(good)
+    interval = calibration_lib.rate_interval(alarms, len(good))
+    metrics['confidence'] = {'image_false_positive_rate': list(interval)}
+    if warnings := calibration_lib.doubts(calibration, good, asked):
+      metrics['warnings'] = warnings
+  return metrics
 
 
-def held_out_images(
+def training_images(
   config: ml_collections.ConfigDict, dataset: records_lib.Dataset
-) -> np.ndarray:
-  """The (K, S, S, 3) uint8 training images held out by this config's seed."""
+) -> tuple[np.ndarray, np.ndarray]:
+  """The images trained on and those held out, by this config's seed.
+
+  Returns:
+    uint8 (N, S, S, 3) and (K, S, S, 3). N is 0 where no score of a training
+    image is used: with tiles, or `calibration.training_images` 0.
+  """
   data = config.data
   good = images_lib.validate(dataset.train, data.on_bad_image)
-  _, held_out = records_lib.hold_out(good, data, config.seed)
-  return images_lib.load_arrays(held_out, data.image_size)[0]
+  train, held_out = records_lib.hold_out(good, data, config.seed)
+  if data.tile_size or not config.calibration.training_images:
+    train = ()
+  return tuple(
+    images_lib.load_arrays(part, data.image_size)[0]
+    for part in (train, held_out)
+  )

@@ -339,8 +339,10 @@ def evaluate_workdir(
   records = images_lib.validate(dataset.test, config.data.on_bad_image)
   predictor = predictor_lib.Predictor(config)
   if recalibrate:
-    held_out = evaluate.held_out_images(config, dataset)
-    calibration = calibration_lib.calibrate(predictor, state, held_out)
+    training, held_out = evaluate.training_images(config, dataset)
+    calibration = calibration_lib.calibrate(
+      predictor, state, held_out, training
+    )
     meta = {**meta, 'calibration': calibration.to_dict()}
   else:
     for field in ('smoothing_sigma', 'score_top_pixels'):

@@ -408,7 +408,7 @@ class Trainer:
       self.predictor, self.state, self.data.images
     )
     calibration = calibration_lib.calibrate(
-      self.predictor, self.state, self.data.held_out
+      self.predictor, self.state, self.data.held_out, self.data.images
     )
     # The last update can spoil the weights, though its own loss was finite.
     weights = jax.device_get((self.state.params, self.state.batch_stats))

@@ -6,6 +6,7 @@ import math
 import model_helpers
 import numpy as np
 import pytest
+from scipy import stats
 
 from dmdd_jax.scoring import calibration
 from dmdd_jax.scoring import score as score_lib
@@ -197,6 +198,109 @@ def test_few_scores_keep_the_rate_of_false_alarms():
     alarms.append(scores[5] >= threshold)
   # Just above the highest of five it would be one in six.
   assert 0.035 < np.mean(alarms) < 0.065
+
+
+@pytest.mark.parametrize('held_out', [5, 20, 50])
+@pytest.mark.parametrize('kind', ['normal', 'exponential'])
+def test_training_images_keep_the_rate_of_false_alarms(kind, held_out):
+  rng = np.random.default_rng(held_out)
+  rates = []
+  for _ in range(300):
+    scores = getattr(rng, kind)(size=held_out + 200)
+    # Those that were trained on score lower, and less apart.
+    training = 0.8 * scores[held_out:] - 0.5
+    threshold = calibration.pooled_threshold_at(
+      scores[:held_out], training, 0.01
+    )
+    tail = stats.norm if kind == 'normal' else stats.expon
+    rates.append(tail.sf(threshold))
+  # One per cent, by what few scores tell of their spread.
+  assert 0.002 < np.mean(rates) < 0.02
+
+
+def test_a_rare_high_score_is_seen_among_training_images_alone():
+  rng = np.random.default_rng(0)
+  training = rng.normal(size=200)
+  training[:4] = 9.0  # One image in fifty has a stain that is no defect.
+  held_out = rng.normal(size=20)
+  alone = calibration.image_threshold_at(held_out, 0.01)
+  assert alone < 6.0
+  assert calibration.pooled_threshold_at(held_out, training, 0.01) > 8.0
+
+
+def test_scores_of_training_images_only_raise_a_threshold():
+  rng = np.random.default_rng(1)
+  held_out = rng.normal(size=20)
+  alone = calibration.image_threshold_at(held_out, 0.01)
+  lower = calibration.pooled_threshold_at(
+    held_out, 0.01 * rng.normal(size=200) - 50.0, 0.01
+  )
+  assert lower >= alone
+  for few, rate in ((held_out[:3], 0.01), (held_out, 0.0)):
+    assert calibration.pooled_threshold_at(few, held_out, rate) == (
+      calibration.image_threshold_at(few, rate)
+    )
+
+
+def test_aligned_scores_have_the_height_and_spread_of_the_held_out():
+  rng = np.random.default_rng(2)
+  training = rng.normal(size=1000)
+  held_out = 7.0 + 3.0 * rng.normal(size=1000)
+  found = calibration.align(training, held_out)
+  assert np.mean(found) == pytest.approx(np.mean(held_out))
+  assert np.std(found) == pytest.approx(3.0, rel=0.1)
+  # Held-out images that score lower are chance: nothing is lowered.
+  found = calibration.align(training, 0.1 * held_out - 50.0)
+  np.testing.assert_allclose(found, training, atol=1e-12)
+
+
+@pytest.mark.parametrize('shape', [0.0, 0.2, 0.4])
+def test_tail_quantile_of_a_known_tail(shape):
+  scores = stats.genpareto.rvs(shape, size=200_000, random_state=0)
+  expected = stats.genpareto.isf(0.001, shape)
+  found = calibration.tail_quantile(scores, 0.001)
+  assert found == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize('scores', [np.arange(19.0), np.arange(50.0)])
+def test_tail_quantile_where_there_is_no_tail(scores):
+  assert calibration.tail_quantile(scores, 0.5) == -math.inf
+  assert calibration.tail_quantile(np.ones(50), 0.01) == 1.0
+
+
+def test_rate_interval_is_that_of_clopper_and_pearson():
+  for count, total in ((0, 60), (4, 60), (60, 60), (1, 1)):
+    expected = stats.binomtest(count, total).proportion_ci(0.95, 'exact')
+    np.testing.assert_allclose(
+      calibration.rate_interval(count, total), tuple(expected), atol=1e-9
+    )
+
+
+def test_doubts_name_a_rate_and_scores_that_do_not_fit():
+  rng = np.random.default_rng(3)
+  config = model_helpers.tiny_config(calibration__image_fpr=0.01)
+  fitted = calibration.fit(
+    config, score_lib.Fusion(), np.zeros((1, 4, 4)), rng.normal(size=30)
+  )
+  assert not calibration.doubts(fitted, rng.normal(size=60), 0.01)
+  found = calibration.doubts(fitted, 3.0 + rng.normal(size=60), 0.01)
+  assert len(found) == 2
+  assert 'good images are called defective' in found[0]
+  assert 'held-out' in found[1]
+  unknown = calibration.uncalibrated(config)
+  assert not calibration.doubts(unknown, np.ones(60), 0.01)
+
+
+def test_an_older_document_has_no_scores():
+  config = model_helpers.tiny_config()
+  fitted = calibration.fit(
+    config, score_lib.Fusion(), np.zeros((1, 4, 4)), np.arange(5.0)
+  )
+  document = fitted.to_dict()
+  assert document.pop('scores') == [0.0, 1.0, 2.0, 3.0, 4.0]
+  older = calibration.from_dict(document)
+  assert older.scores == () and older.images == 5
+  assert older.image_threshold == fitted.image_threshold
 
 
 def test_one_image_is_enough_to_fit():

@@ -103,6 +103,7 @@ IMPOSSIBLE = {
   'train.checkpoint_every': NO_COUNT,
   'train.keep_checkpoints': NO_COUNT,
   'calibration.image_fpr': (1.0, *NO_SHARE),
+  'calibration.training_images': NO_COUNT_OR_ZERO,
   'calibration.pixel_fpr': (1.0, *NO_SHARE),
   'eval.batch_size': NO_COUNT,
   'eval.score_top_pixels': NO_COUNT,

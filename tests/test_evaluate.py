@@ -128,6 +128,10 @@ def test_what_a_threshold_costs(records):
   at = _metrics(predictor, records, 0.0)['at_threshold']
   assert at['image_precision'] == pytest.approx(2 / 5)
   assert at['image_false_positive_rate'] == 1.0
+  assert at['image_false_positive_rate_asked'] == 0.01
+  low, high = at['confidence']['image_false_positive_rate']
+  assert 0.2 < low < high == 1.0
+  assert 'good images are called defective' in at['warnings'][0]
   share = 2 * 16 * 24 / (5 * 64 * 64)
   assert at['pixel_precision'] == pytest.approx(share)
 

@@ -234,7 +234,9 @@ def test_each_checkpoint_is_calibrated_with_its_own_positions(finished):
     np.testing.assert_allclose(
       learned.batch_stats['position']['bias'], means[-1], atol=1e-6
     )
-    again = calibration_lib.calibrate(predictor, state, data.held_out)
+    again = calibration_lib.calibrate(
+      predictor, state, data.held_out, data.images
+    )
     np.testing.assert_allclose(
       again.image_threshold, calibration.image_threshold, rtol=1e-4
     )

@@ -1,8 +1,9 @@
 """What held-out normal images say: fusion, thresholds, score scale.
 
-No test image and no training image is looked at. Counting n held-out images
-shows no false-positive rate under 1 / (n + 1); the threshold for a lower one
-takes their scores as normally distributed, and the log says so.
+No test image is looked at. Counting n held-out images shows no false-positive
+rate under 1 / (n + 1), and a few good images score far above the rest. What
+such a tail looks like is learned from the many training images, whose scores
+are first brought to the height and spread of those held out.
 
 Synopsis:
 
@@ -20,6 +21,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 from scipy import special
+from scipy import stats
 
 from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.scoring import predictor as predictor_lib
@@ -35,6 +37,16 @@ _SCALE_QUANTILE = 0.999
 _MIN_HEAD_SCALE = 0.2
 # Of fewer scores a deviation says nothing.
 _MIN_FOR_INTERVAL = 4
+# A tail is this share of the scores, and so many at least; of fewer scores than
+# twice that, none is fitted.
+_TAIL_SHARE, _TAIL_MIN = 0.1, 10
+# The shape of a tail: 0 is exponential, from 0.5 on its variance is infinite.
+_TAIL_SHAPES = (0.0, 0.5)
+# The held-out scores' spread is wider than the training images' only if this
+# one-sided bound of it is: of few scores a deviation is mostly chance.
+_SPREAD_CONFIDENCE = 0.8
+# Scores as unlike as held-out and test scores would rarely be by chance.
+_ALIKE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Calibration:
     image_scale: spread of normal image scores (median to highest), > 0.
     images: how many images were held out; 0 means nothing is calibrated, the
       thresholds are NaN.
+    scores: theirs; () in checkpoints of before this field.
   """
 
   fusion: score_lib.Fusion
@@ -55,6 +68,7 @@ class Calibration:
   pixel_threshold: float
   image_scale: float
   images: int
+  scores: tuple[float, ...] = ()
 
   def verdict(self, score: float) -> str:
     """See `verdict.verdict`."""
@@ -76,12 +90,14 @@ class Calibration:
       'pixel_threshold': float(self.pixel_threshold),
       'image_scale': float(self.image_scale),
       'images': int(self.images),
+      'scores': [float(score) for score in self.scores],
     }
 
 
 def from_dict(document: Mapping[str, Any]) -> Calibration:
   """Reads what `Calibration.to_dict` wrote."""
   rest = {k: v for k, v in document.items() if k != 'fusion'}
+  rest['scores'] = tuple(rest.get('scores', ()))
   return Calibration(fusion=score_lib.Fusion(**document['fusion']), **rest)
 
 
@@ -126,16 +142,24 @@ def fit(
   fusion: score_lib.Fusion,
   maps: np.ndarray,
   scores: np.ndarray,
+  training: np.ndarray | None = None,
 ) -> Calibration:
-  """Thresholds from the fused maps (N, S, S) and scores (N,), N >= 1."""
+  """Thresholds from the fused maps (N, S, S) and scores (N,), N >= 1.
+
+  With the scores (M,) of training images, see `pooled_threshold_at`.
+  """
   options = config.calibration
+  image_threshold = image_threshold_at(scores, options.image_fpr)
+  if training is not None and len(training):
+    image_threshold = pooled_threshold_at(scores, training, options.image_fpr)
   spread = float(np.max(scores) - np.median(scores))
   return Calibration(
     fusion=fusion,
-    image_threshold=image_threshold_at(scores, options.image_fpr),
+    image_threshold=image_threshold,
     pixel_threshold=threshold_at(maps, options.pixel_fpr),
     image_scale=max(spread, 1e-6),
     images=len(scores),
+    scores=tuple(float(score) for score in scores),
   )
 
 
@@ -191,6 +215,126 @@ def image_threshold_at(scores: np.ndarray, false_positive_rate: float) -> float:
   return max(counted, float(np.float32(scores.mean() + deviations * width)))
 
 
+def pooled_threshold_at(
+  held_out: np.ndarray, training: np.ndarray, false_positive_rate: float
+) -> float:
+  """The image threshold from held-out scores and those of training images.
+
+  The highest of three: that of the held-out scores alone; the one by counting
+  all scores, those of training images moved up and spread out to the held-out
+  ones (`align`); and the quantile of a generalised Pareto distribution fitted
+  to the highest tenth of all. At the rate 0 it is the first.
+
+  Args:
+    held_out: (n,), n >= 1.
+    training: (m,), of images that were trained on, m >= 1.
+    false_positive_rate: in [0, 1).
+  """
+  threshold = image_threshold_at(held_out, false_positive_rate)
+  if false_positive_rate == 0.0 or len(held_out) < _MIN_FOR_INTERVAL:
+    return threshold
+  scores = np.concatenate([held_out, align(training, held_out)])
+  # One more of n + 1 scores, not of n.
+  rate = max(0.0, false_positive_rate * (len(scores) + 1) - 1e-9)
+  counted = threshold_at(scores, min(int(rate) / len(scores), 0.999))
+  tail = tail_quantile(scores, false_positive_rate)
+  return max(threshold, counted, float(np.float32(tail)))
+
+
+def align(training: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+  """Scores (m,) of training images as if they had not been trained on.
+
+  They are moved up to the mean of the held-out scores (n,) and spread out to
+  their deviation, as far as n scores show that it is larger; never the reverse.
+  """
+  training = np.asarray(training, np.float64)
+  held_out = np.asarray(held_out, np.float64)
+  center, spread = training.mean(), training.std(ddof=min(1, len(training) - 1))
+  factor, freedom = 1.0, len(held_out) - 1
+  if spread > 0.0 and len(held_out) >= _MIN_FOR_INTERVAL:
+    bound = special.chdtri(freedom, 1.0 - _SPREAD_CONFIDENCE)
+    least = held_out.std(ddof=1) * math.sqrt(freedom / bound)
+    factor = max(1.0, least / spread)
+  higher = max(center, held_out.mean())
+  return higher + factor * (training - center)
+
+
+def tail_quantile(scores: np.ndarray, rate: float) -> float:
+  """The value above which a share `rate` of further scores lies.
+
+  A generalised Pareto distribution is fitted to what the highest tenth of the
+  scores (n,) is above the rest, by probability-weighted moments (Hosking and
+  Wallis 1987), its shape kept between 0 and 0.5. -inf where it does not apply:
+  fewer than 20 scores, or a rate that is no part of the tail.
+  """
+  scores = np.sort(np.asarray(scores, np.float64))
+  count = max(_TAIL_MIN, int(_TAIL_SHARE * len(scores)))
+  share = count / max(len(scores), 1)
+  if len(scores) < 2 * _TAIL_MIN or not 0.0 < rate < share:
+    return -math.inf
+  start = scores[-count - 1]
+  excess = scores[-count:] - start
+  mean = excess.mean()
+  weighted = np.mean(excess * np.arange(count - 1, -1, -1)) / (count - 1)
+  if mean <= 0.0:
+    return float(start)
+  # mean = s / (1 - xi) and weighted = s / (2 (2 - xi)), of which xi:
+  ratio = mean - 2.0 * weighted
+  shape = 2.0 - mean / ratio if ratio > 0.0 else _TAIL_SHAPES[1]
+  shape = float(np.clip(shape, *_TAIL_SHAPES))
+  scale = mean * (1.0 - shape)
+  if shape < 1e-6:
+    return float(start - scale * math.log(rate / share))
+  return float(start + scale / shape * ((rate / share) ** -shape - 1.0))
+
+
+def rate_interval(count: int, total: int) -> tuple[float, float]:
+  """The exact 95 % interval (Clopper and Pearson) of a rate, total >= 1."""
+  low = special.betaincinv(count, total - count + 1, 0.025) if count else 0.0
+  high = 1.0
+  if count < total:
+    high = special.betaincinv(count + 1, total - count, 0.975)
+  return float(low), float(high)
+
+
+def doubts(
+  calibration: Calibration, good: np.ndarray, asked: float
+) -> list[str]:
+  """What speaks against a threshold on the scores (N,) of good test images.
+
+  Args:
+    calibration: without a threshold, there is nothing to say.
+    good: N >= 1.
+    asked: the rate of false alarms that was asked for.
+
+  Returns:
+    A sentence for each; each is logged too.
+  """
+  if math.isnan(calibration.image_threshold):
+    return []
+  warnings = []
+  alarms = int(np.count_nonzero(good >= calibration.image_threshold))
+  low, high = rate_interval(alarms, len(good))
+  if not low <= asked <= high:
+    warnings.append(
+      f'{alarms} of {len(good)} good images are called defective, with 95 %'
+      f' confidence {low:.1%} to {high:.1%} of all, where {asked:.1%} was asked'
+    )
+  held_out = np.asarray(calibration.scores, np.float64)
+  if len(held_out) >= _MIN_FOR_INTERVAL and len(good) >= _MIN_FOR_INTERVAL:
+    chance = stats.ks_2samp(held_out, good).pvalue
+    if chance < _ALIKE:
+      warnings.append(
+        f'the scores of {len(held_out)} held-out and {len(good)} good test'
+        ' images differ (medians'
+        f' {np.median(held_out):.3g} and {np.median(good):.3g}; Kolmogorov and'
+        f' Smirnov: p = {chance:.2g}): hold out images like those to come'
+      )
+  for warning in warnings:
+    logging.warning('%s', warning)
+  return warnings
+
+
 def _weights(
   config: ml_collections.ConfigDict, head_is_trained: bool
 ) -> dict[str, float]:
@@ -213,8 +357,18 @@ def calibrate(
   predictor: predictor_lib.Predictor,
   state: train_state.TrainState,
   images: np.ndarray,
+  training: np.ndarray | None = None,
 ) -> Calibration:
-  """Fits fusion, thresholds and scales on held-out normals (N, S, S, 3)."""
+  """Fits fusion, thresholds and scales on held-out normals (N, S, S, 3).
+
+  Args:
+    predictor: of the state.
+    state: the trained state.
+    images: uint8, whole.
+    training: uint8 (M, S, S, 3), images that were trained on, for the image
+      threshold. At most `config.calibration.training_images` of them are
+      scored; none where images are cut into tiles.
+  """
   config = predictor.config
   trained = steps.head_is_trained(config, int(state.step))
   if not len(images):
@@ -226,9 +380,19 @@ def calibrate(
     config, np.asarray(raw.probability), np.asarray(raw.distance), trained
   )
   prediction = predictor_lib.predict_images(predictor, state, fusion, images)
+  scores = None
+  count = config.calibration.training_images
+  if count and training is not None and not config.data.tile_size:
+    rng = np.random.default_rng(config.seed % 2**64)
+    chosen = np.sort(rng.permutation(len(training))[:count])
+    known = predictor_lib.predict_images(
+      predictor, state, fusion, training[chosen]
+    )
+    scores = np.asarray(known.image_score)
   return fit(
     config,
     fusion,
     np.asarray(prediction.map),
     np.asarray(prediction.image_score),
+    scores,
   )
