@@ -142,7 +142,8 @@ ELSEWHERE = {
   *('data.normal', 'data.defect', 'data.masks', 'data.test_normal'),  # folder
   *('data.test_fraction', 'data.test_seed'),  # Layouts without a split.
   *('data.generate', 'mesh.category_groups'),  # train_run, before training.
-  'data.tile_overlap',  # Tiles.
+  # Of Muon, and the test trains by Adam.
+  *(f'train.{part}.muon_learning_rate' for part in ('student', 'head')),
 }
 
 
