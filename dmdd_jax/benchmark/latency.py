@@ -123,7 +123,7 @@ def _model(size: int) -> tuple[predict.Inspector, train_state.TrainState]:
 
 
 def _jitted(
-  trained: program_lib.Trained, image: np.ndarray
+  trained: program_lib.Program, image: np.ndarray
 ) -> tuple[Callable[[np.ndarray], Any], float]:
   """The jitted function of images, and its FLOPs for one."""
   weights, whole = jax.device_put(trained.weights), jax.jit(trained.function)

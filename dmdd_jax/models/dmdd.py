@@ -235,9 +235,10 @@ class DMDD(nn.Module):
       return jnp.sum(maps * weights, axis=-1)
     total, count = jnp.float32(0.0), levels // 2
     for branch, share in enumerate(shares):
-      of_branch = maps[..., branch * levels : (branch + 1) * levels]
-      local = jnp.mean(of_branch[..., :count], axis=-1)
-      context = jnp.mean(of_branch[..., count:], axis=-1)
+      local, context = (  # By slices alone: those can be exported.
+        jnp.mean(jax.lax.slice_in_dim(maps, i, i + count, axis=-1), axis=-1)
+        for i in (branch * levels, branch * levels + count)
+      )
       rest = 1.0 - self.context_share
       if self.context_fusion == 'mean':
         both = rest * local + self.context_share * context
