@@ -46,14 +46,11 @@ class Rule(NamedTuple):
   fits: Callable[[Any], bool]
 
 
-def _choice(*names: str) -> Rule:
-  return Rule(f'one of {", ".join(map(repr, names))}', lambda v: v in names)
-
-
-def _context() -> Rule:
-  allowed = ', '.join(map(str, student.CONTEXTS))
+def _choice(*values: str | int) -> Rule:
+  """One of some values, and of its type: 2.0 is not 2."""
   return Rule(
-    f'one of {allowed}', lambda v: _is_integer(v) and v in student.CONTEXTS
+    f'one of {", ".join(map(repr, values))}',
+    lambda v: v in values and type(v) in map(type, values),
   )
 
 
@@ -162,7 +159,7 @@ RULES: Mapping[str, Rule] = {
   'teacher.arch': _choice(*resnet.SPECS),
   'teacher.weights': _text(),
   'student.trunk': _choice(*student.TRUNKS),
-  'student.context': _context(),
+  'student.context': _choice(*student.CONTEXTS),
   'student.context_width': _integer(1),
   'student.extra_convs': _integer(0),
   'student.stop_abnormality_gradient': _boolean(),

@@ -345,14 +345,7 @@ def evaluate_workdir(
     )
     meta = {**meta, 'calibration': calibration.to_dict()}
   else:
-    for field in ('smoothing_sigma', 'score_top_pixels'):
-      before, now = meta['config']['eval'][field], config.eval[field]
-      if before != now:
-        logging.warning(
-          'the thresholds are of eval.%s = %g, the maps and scores now of %g:'
-          ' recalibrate to bring them together',
-          *(field, before, now),
-        )
+    _warn_of_other_scores(meta['config']['eval'], config.eval)
   output = os.fspath(output or workdir)
   return _evaluate(
     predictor,
@@ -364,6 +357,20 @@ def evaluate_workdir(
     revision=revision,
     maps=maps,
   )
+
+
+def _warn_of_other_scores(
+  stored: Mapping[str, Any], options: ml_collections.ConfigDict
+) -> None:
+  """Logs where `config.eval` changes what the stored thresholds are of."""
+  for field in ('smoothing_sigma', 'score_top_pixels'):
+    before, now = stored[field], options[field]
+    if before != now:
+      logging.warning(
+        'the thresholds are of eval.%s = %g, the maps and scores now of %g:'
+        ' recalibrate to bring them together',
+        *(field, before, now),
+      )
 
 
 def _evaluate(

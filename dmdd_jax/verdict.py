@@ -32,3 +32,8 @@ def verdict(score: float, threshold: float | None) -> str:
       ' weights are damaged, or config.dtype is too narrow for them'
     )
   return DEFECTIVE if score >= threshold else GOOD
+
+
+def threshold_or_none(threshold: float) -> float | None:
+  """A threshold for JSON, which has no NaN: None where none was set."""
+  return float(threshold) if math.isfinite(threshold) else None

@@ -35,6 +35,15 @@ def small_network():
     yield
 
 
+@pytest.fixture(scope='module')
+def four_channels():
+  """The network of tests/data/checkpoints, under the name in their configs."""
+  with pytest.MonkeyPatch.context() as patch:
+    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False, channels=4)
+    patch.setitem(resnet.SPECS, 'resnet18', spec)
+    yield
+
+
 @pytest.fixture
 def warnings(monkeypatch):
   """The warnings logged, as texts."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,6 +48,13 @@ def tiny_run(root, **changes):
       **changes,
     }
   )
+
+
+def unpack_checkpoint(name, folder):
+  """Unpacks tests/data/checkpoints/NAME.zip; its network: `four_channels`."""
+  tests = os.path.dirname(os.path.abspath(__file__))
+  archive = os.path.join(tests, 'data', 'checkpoints', f'{name}.zip')
+  shutil.unpack_archive(archive, folder)
 
 
 def write_weights(path, seed=0):

@@ -6,10 +6,9 @@ did on the day it was saved.
 """
 
 import json
-import os
-import shutil
 
 import numpy as np
+import program_helpers
 import pytest
 
 from configs import default
@@ -17,26 +16,17 @@ import dmdd_jax
 from dmdd_jax import config as config_lib
 from dmdd_jax.export import loader
 from dmdd_jax.export import onnx_loader
-from dmdd_jax.models import resnet
 from dmdd_jax.training import checkpoint
 
-ARCHIVES = os.path.join(os.path.dirname(__file__), 'data', 'checkpoints')
+pytestmark = pytest.mark.usefixtures('four_channels')
+
 NAMES = ('2026-11-22-encoder', '2026-11-28-encoder', '2026-11-28-reverse')
 # Processors round differently; a changed formula changes far more.
 TOLERANCE = {'rtol': 2e-4, 'atol': 2e-4}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def four_channels():
-  """The network of the archives under the name that their configs have."""
-  with pytest.MonkeyPatch.context() as patch:
-    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False, channels=4)
-    patch.setitem(resnet.SPECS, 'resnet18', spec)
-    yield
-
-
 def _unpack(name, folder):
-  shutil.unpack_archive(os.path.join(ARCHIVES, f'{name}.zip'), folder)
+  program_helpers.unpack_checkpoint(name, folder)
   with np.load(folder / 'expected.npz') as expected:
     return dict(expected)
 

@@ -1,7 +1,6 @@
 """A run's folder in a bucket; a local folder stands in for the bucket."""
 
 import os
-import shutil
 
 from etils import epath
 from etils.epath import backend
@@ -13,7 +12,6 @@ from dmdd_jax import run as run_lib
 from dmdd_jax import storage
 from dmdd_jax.data import layouts
 from dmdd_jax.metrics import results as results_lib
-from dmdd_jax.models import resnet
 from dmdd_jax.report import overlays
 from dmdd_jax.scoring import calibration
 from dmdd_jax.scoring import score as score_lib
@@ -86,13 +84,8 @@ def test_names_are_absolute_or_remote(monkeypatch, tmp_path):
 @pytest.fixture
 def trained(tmp_path):
   """The folder of a trained category, with the network of its archive."""
-  name = '2026-11-28-encoder.zip'
-  archive = os.path.join(os.path.dirname(__file__), 'data/checkpoints', name)
-  shutil.unpack_archive(archive, tmp_path / 'archive')
-  with pytest.MonkeyPatch.context() as patch:
-    spec = resnet.Spec((1, 1, 1, 1), bottleneck=False, channels=4)
-    patch.setitem(resnet.SPECS, 'resnet18', spec)
-    yield tmp_path / 'archive' / 'run'
+  program_helpers.unpack_checkpoint('2026-11-28-encoder', tmp_path / 'archive')
+  return tmp_path / 'archive' / 'run'
 
 
 def _files(folder):
@@ -101,6 +94,7 @@ def _files(folder):
   return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.usefixtures('four_channels')
 def test_an_evaluation_writes_the_same_into_a_bucket(bucket, trained, tmp_path):
   root = os.path.dirname(program_helpers.write_data(tmp_path / 'data'))
   for output in ('gs://bucket/run', str(tmp_path / 'local')):

@@ -13,7 +13,6 @@ Synopsis:
 
 from collections.abc import Callable, Sequence
 import contextlib
-import math
 import os
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from dmdd_jax import predict
 from dmdd_jax import provenance
+from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -43,9 +43,6 @@ FORMATS = ('stablehlo', 'onnx')
 # Of scores and maps: of the checkpoint's value where that is above 1.
 TOLERANCE = 1e-4
 _IMAGES = 8
-
-# Prepared uint8 images (N, S, S, 3) in, scores (N,) and maps (N, S, S) out.
-Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def export(
@@ -111,13 +108,16 @@ def export(
 
 
 def compare(
-  inspector: predict.Inspector, run: Runner, images: Sequence[np.ndarray]
+  inspector: predict.Inspector,
+  run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+  images: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-  """Scores and maps of a runner beside the checkpoint's, in two batch sizes.
+  """Scores and maps of a file beside the checkpoint's, in two batch sizes.
 
   Args:
     inspector: the checkpoint.
-    run: what was exported.
+    run: what was exported: prepared uint8 images (N, S, S, 3) in, scores (N,)
+      and maps (N, S, S) out.
     images: uint8 (H, W, 3), of any sizes; at least one.
 
   Returns:
@@ -204,8 +204,12 @@ def describe(
       'score': 'float32 (batch,), higher is more anomalous',
       'map': f'float32 (batch, {side}, {side}), higher is more anomalous',
     },
-    'image_threshold': _or_none(calibration.image_threshold),
-    'pixel_threshold': _or_none(calibration.pixel_threshold),
+    'image_threshold': verdict_lib.threshold_or_none(
+      calibration.image_threshold
+    ),
+    'pixel_threshold': verdict_lib.threshold_or_none(
+      calibration.pixel_threshold
+    ),
     'calibration_images': calibration.images,
     'teacher_fingerprint': teacher_fingerprint,
     'versions': provenance.versions(),
@@ -228,11 +232,6 @@ def _write_onnx(program: program_lib.Program, path: str) -> None:
     program.metadata['input']['shape'][1:],
     program.metadata,
   )
-
-
-def _or_none(value: float) -> float | None:
-  """A threshold, None where it is NaN: JSON has no NaN."""
-  return value if math.isfinite(value) else None
 
 
 def _comparison_files(config: Any, images: str | None) -> list[str]:

@@ -37,7 +37,7 @@ class Outcome:
   preempted: list[str]
 
 
-def run(starts: Mapping[Callable[[], Any]], at_a_time: int) -> Outcome:
+def run(starts: Mapping[str, Callable[[], Any]], at_a_time: int) -> Outcome:
   """Runs all children, in order, and waits for them.
 
   SIGTERM to this process is passed on to the running children, and no other
@@ -54,7 +54,7 @@ def run(starts: Mapping[Callable[[], Any]], at_a_time: int) -> Outcome:
   """
   statuses = dict.fromkeys(starts, preemption.STATUS)
   waiting = collections.deque(starts)
-  running: dict[Any] = {}
+  running: dict[str, Any] = {}
   terminated = False
   with preemption.watched():
     try:
@@ -79,7 +79,7 @@ def run(starts: Mapping[Callable[[], Any]], at_a_time: int) -> Outcome:
   return _outcome(statuses)
 
 
-def _outcome(statuses: Mapping[int]) -> Outcome:
+def _outcome(statuses: Mapping[str, int]) -> Outcome:
   """Reads the exit statuses."""
   outcome = Outcome([], [], [])
   for name, status in statuses.items():

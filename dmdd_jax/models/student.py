@@ -158,7 +158,7 @@ class Student(nn.Module):
     dtype: of the computation.
     remat: the residual blocks' activations are computed again for the gradient.
     context: one of `CONTEXTS`; if not 0, the second half of the taps are the
-      teacher's of an image whose side is so many times smaller.
+      teacher's of a copy of the image with its side divided by this.
     context_width: `TapFusion.width` of the second trunk.
   """
 

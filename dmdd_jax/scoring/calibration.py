@@ -37,8 +37,8 @@ _SCALE_QUANTILE = 0.999
 _MIN_HEAD_SCALE = 0.2
 # Of fewer scores a deviation says nothing.
 _MIN_FOR_INTERVAL = 4
-# A tail is this share of the scores, and so many at least; of fewer scores than
-# twice that, none is fitted.
+# A tail is fitted to this share of the scores, to at least 10 of them, and only
+# where there are 20 scores or more.
 _TAIL_SHARE, _TAIL_MIN = 0.1, 10
 # The shape of a tail: 0 is exponential, from 0.5 on its variance is infinite.
 _TAIL_SHAPES = (0.0, 0.5)
@@ -149,8 +149,9 @@ def fit(
   With the scores (M,) of training images, see `pooled_threshold_at`.
   """
   options = config.calibration
-  image_threshold = image_threshold_at(scores, options.image_fpr)
-  if training is not None and len(training):
+  if training is None or not len(training):
+    image_threshold = image_threshold_at(scores, options.image_fpr)
+  else:
     image_threshold = pooled_threshold_at(scores, training, options.image_fpr)
   spread = float(np.max(scores) - np.median(scores))
   return Calibration(
@@ -164,7 +165,7 @@ def fit(
 
 
 def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
-  """The lowest float32 that at most so large a share of `values` reaches.
+  """The lowest float32 that at most this share of `values` reaches.
 
   Args:
     values: float32, of normal images or pixels, any shape, not empty.

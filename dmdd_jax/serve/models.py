@@ -96,8 +96,8 @@ def from_inspector(inspector: Any, source: str) -> Model:
     category=inspector.config.data.category,
     image_size=inspector.config.data.image_size,
     batch_size=inspector.batch_size,
-    image_threshold=_or_none(calibration.image_threshold),
-    pixel_threshold=_or_none(calibration.pixel_threshold),
+    image_threshold=verdict_lib.threshold_or_none(calibration.image_threshold),
+    pixel_threshold=verdict_lib.threshold_or_none(calibration.pixel_threshold),
     run=run,
     source=source,
   )
@@ -132,8 +132,3 @@ def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
     run=run,
     source=path,
   )
-
-
-def _or_none(value: float) -> float | None:
-  """A threshold, None where it is NaN: nothing was calibrated."""
-  return float(value) if np.isfinite(value) else None
