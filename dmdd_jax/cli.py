@@ -138,7 +138,7 @@ def explain_config_error(argv: Sequence[str]) -> str | None:
 
 
 def _missing_file(given: dict[str, str]) -> str | None:
-  """What to say where the config file of some arguments is not there."""
+  """What to say where the config file of the arguments is not there."""
   path = given.get('', '').partition(':')[0]
   if not given or os.path.isfile(path):
     return None
@@ -150,7 +150,7 @@ def _config_arguments(argv: Sequence[str]) -> dict[str, str]:
 
   What comes after `--` is not for this program.
   """
-  found = {}
+  overrides = {}
   argv = list(itertools.takewhile(lambda word: word != '--', argv))
   for index, word in enumerate(argv):
     name, equals, value = word.lstrip('-').partition('=')
@@ -158,8 +158,8 @@ def _config_arguments(argv: Sequence[str]) -> dict[str, str]:
       continue
     if not equals:
       value = argv[index + 1] if index + 1 < len(argv) else ''
-    found[name[len('config.') :]] = value
-  return found
+    overrides[name[len('config.') :]] = value
+  return overrides
 
 
 def _unknown(name: str, key: str, node: Any) -> str:

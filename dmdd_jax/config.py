@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 
 
 def _choice(*values: str | int) -> Rule:
-  """One of some values, and of its type: 2.0 is not 2."""
+  """One of these values, and of its type: 2.0 is not 2."""
   return Rule(
     f'one of {", ".join(map(repr, values))}',
     lambda v: v in values and type(v) in map(type, values),

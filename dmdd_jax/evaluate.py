@@ -142,7 +142,7 @@ def _add_spro(
   NaN, with the reason under `undefined`, without what it needs.
   """
   reason = 'no such anomalies in the test'
-  found = dict.fromkeys(_SPRO_LIMITS, math.nan)
+  spro = dict.fromkeys(_SPRO_LIMITS, math.nan)
   try:
     if why := _unknown_truth(records):
       raise files.MissingDataError(why)
@@ -153,12 +153,12 @@ def _add_spro(
     }
     for index, name in enumerate(_SPRO_LIMITS):
       values = {f'{name}_{kind}': part[index] for kind, part in parts.items()}
-      found |= {name: float(np.mean(list(values.values()))), **values}
+      spro |= {name: float(np.mean(list(values.values()))), **values}
   except (files.MissingDataError, files.DatasetError) as error:
     logging.warning('sPRO is null: %s', error)
     reason = str(error)
-  undefined = {k: reason for k, value in found.items() if math.isnan(value)}
-  metrics.update(found)
+  undefined = {k: reason for k, value in spro.items() if math.isnan(value)}
+  metrics.update(spro)
   if undefined:
     metrics['undefined'] = metrics.get('undefined', {}) | undefined
 
@@ -201,7 +201,7 @@ def _measure(
   """The metrics of `evaluate` from the scores and maps of both kinds."""
   labels = np.array([record.label for record in records], int)
   unknown = _unknown_truth(records)
-  found = {}
+  by_resolution = {}
   for (resolution, kind), store in stores.items():
     metrics = results_lib.compute(
       store.maps,
@@ -213,18 +213,18 @@ def _measure(
     )
     if unknown:
       _explain(metrics, 'no masks', unknown)
-    found.setdefault(resolution, {})[kind] = metrics
-  found = {
+    by_resolution.setdefault(resolution, {})[kind] = metrics
+  by_resolution = {
     resolution: {**kinds['map'], 'maps_mean': kinds['maps_mean']}
-    for resolution, kinds in found.items()
+    for resolution, kinds in by_resolution.items()
   }
   first, *others = config.eval.resolutions
   metrics = {
-    **found[first],
+    **by_resolution[first],
     'resolution': first,
     'smoothing_sigma': config.eval.smoothing_sigma,
   }
-  metrics |= {other: found[other] for other in others}
+  metrics |= {other: by_resolution[other] for other in others}
   metrics['at_threshold'] = _at_threshold(
     calibration,
     stores[first, 'map'],

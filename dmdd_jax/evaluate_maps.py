@@ -36,8 +36,8 @@ def evaluate_maps(
       test image. A map of another size than its mask is resized to it.
     data_root: the data set in MVTec's layout.
     categories: which; by default those that have a folder of maps.
-    score_top_pixels: the image score is the mean of so many highest pixels of
-      the map in its file, 1 the maximum; our runs': see `head.score_weight`.
+    score_top_pixels: the image score is the mean of the map's highest pixels,
+      this many; 1 is the maximum. How our runs score: `head.score_weight`.
     bootstrap: resamples for confidence intervals; 0 is none.
     seed: of the resamples.
 

@@ -132,7 +132,7 @@ class Inspector:
   ) -> list[Result]:
     predictor = self._predictors[0 if len(prepared) == 1 else -1]
     images = np.stack([image for image, _ in prepared])
-    found = predictor(self._state, self.calibration.fusion, images)
+    prediction = predictor(self._state, self.calibration.fusion, images)
     return [
       Result(
         score=float(score),
@@ -141,7 +141,7 @@ class Inspector:
         map=map_files.resize_map(anomaly_map, size),
       )
       for score, anomaly_map, (_, size) in zip(
-        found.image_score, found.map, prepared
+        prediction.image_score, prediction.map, prepared
       )
     ]
 
@@ -167,19 +167,20 @@ def list_inputs(pattern: str) -> list[str]:
     MissingDataError: there is no image.
   """
   if os.path.isdir(pattern):
-    found = glob.glob(os.path.join(glob.escape(pattern), '**'), recursive=True)
-    found = [f for f in found if f.lower().endswith(files.SUFFIXES)]
+    below = os.path.join(glob.escape(pattern), '**')
+    paths = glob.glob(below, recursive=True)
+    paths = [path for path in paths if path.lower().endswith(files.SUFFIXES)]
   elif os.path.isfile(pattern):
-    found = [pattern]
+    paths = [pattern]
   else:
-    found = glob.glob(pattern, recursive=True)
-  found = sorted(path for path in found if os.path.isfile(path))
-  if not found:
+    paths = glob.glob(pattern, recursive=True)
+  paths = sorted(path for path in paths if os.path.isfile(path))
+  if not paths:
     raise files.MissingDataError(
-      f'--input={pattern}: found no image; name a file, a folder or a glob of'
+      f'--input={pattern}: holds no image; name a file, a folder or a glob of'
       f' {", ".join(files.SUFFIXES)}'
     )
-  return found
+  return paths
 
 
 def predict(

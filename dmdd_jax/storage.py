@@ -46,12 +46,12 @@ def folders(name: str | os.PathLike, inside: str) -> list[str]:
   """The folders NAME/* that hold `inside`, by name."""
   if not path(name).is_dir():
     return []
-  found = [
+  paths = [
     os.path.join(os.fspath(name), child.name)
     for child in path(name).iterdir()
     if (child / inside).exists()
   ]
-  return sorted(found)
+  return sorted(paths)
 
 
 @contextlib.contextmanager

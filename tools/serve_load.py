@@ -39,13 +39,13 @@ def main(argv: list[str]) -> None:
   requests = load.requests(content, _REQUESTS.value, _HOSTILE.value)
   started = time.perf_counter()
   answers = asyncio.run(load.send_all(_URL.value, requests, _CLIENTS.value))
-  found = {
+  report = {
     'seconds': time.perf_counter() - started,
     **load.summarize(answers),
   }
-  print(json.dumps(found, indent=2))
-  if found['unanswered']:
-    sys.exit(f'error: {found["unanswered"]} requests got no answer')
+  print(json.dumps(report, indent=2))
+  if report['unanswered']:
+    sys.exit(f'error: {report["unanswered"]} requests got no answer')
 
 
 if __name__ == '__main__':

@@ -52,8 +52,8 @@ def step_seconds(
     'mask': np.float32(rng.random((*shape, 1)) < 0.05),
   }
   step, _, _ = bench.compile('distill', sharding.to_global(bench.mesh, batch))
-  found = measure.measure(step, repeats)
-  return found.median, found.lowest, found.highest
+  measured = measure.measure(step, repeats)
+  return measured.median, measured.lowest, measured.highest
 
 
 def _steps(

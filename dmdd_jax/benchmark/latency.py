@@ -73,13 +73,13 @@ def run(options: measure.Options) -> list[measure.Figure]:
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, 'model.dmdd')
     stablehlo.write_stablehlo(trained, path)
-    found = measure_path(loader.load(path), images, options.repeats)
-    figures += _figures('StableHLO', found, jit, 'jit', limit)
+    measured = measure_path(loader.load(path), images, options.repeats)
+    figures += _figures('StableHLO', measured, jit, 'jit', limit)
     if _installed('onnx', 'onnxruntime'):
       path = os.path.join(folder, 'model.onnx')
       export_lib.write_onnx(trained, path)
-      found = measure_path(onnx_loader.load(path), images, options.repeats)
-      figures += _figures('onnxruntime', found, jit, 'jit', limit)
+      measured = measure_path(onnx_loader.load(path), images, options.repeats)
+      figures += _figures('onnxruntime', measured, jit, 'jit', limit)
     else:
       figures.append(missing('onnxruntime', 'onnx'))
     if _installed(
@@ -88,9 +88,9 @@ def run(options: measure.Options) -> list[measure.Figure]:
       path = os.path.join(folder, 'image.png')
       Image.fromarray(images[0]).save(path)
       model = serve_models.from_inspector(inspector, 'benchmark')
-      found = measure_server(model, path, options.repeats)
+      measured = measure_server(model, path, options.repeats)
       figures += _figures(
-        'server', found, jit, 'jit', limit, 'number of clients'
+        'server', measured, jit, 'jit', limit, 'number of clients'
       )
     else:
       figures.append(missing('server', 'serve'))
@@ -166,7 +166,7 @@ def _best(batches: dict[int, measure.Seconds]) -> int:
 
 def _figures(
   name: str,
-  found: Measured,
+  measured: Measured,
   baseline: Measured,
   baseline_is: str,
   limit: float,
@@ -179,7 +179,7 @@ def _figures(
       measure.Figure(
         f'{name}, one image, {quantile}',
         'ms',
-        1e3 * getattr(found, quantile),
+        1e3 * getattr(measured, quantile),
         baseline=1e3 * getattr(baseline, quantile),
         baseline_is=baseline_is,
         limit=1e3 / limit,
@@ -188,10 +188,10 @@ def _figures(
       for quantile in ('p50', 'p99')
     ),
     measure.rate(
-      f'{name}, best {batch_is} {found.batch}',
+      f'{name}, best {batch_is} {measured.batch}',
       'images/s',
-      found.batch,
-      found.seconds,
+      measured.batch,
+      measured.seconds,
       baseline=baseline.batch / baseline.seconds.median,
       baseline_is=f'{baseline_is}, its best, {baseline.batch}',
       limit=limit,
@@ -228,10 +228,10 @@ def measure_server(
       done = subprocess.run(
         [*command, f'--clients={clients}'], check=True, stdout=subprocess.PIPE
       )
-      found = json.loads(done.stdout)
-      if found['answers'] != {'image': {'200': requests}}:  # It is no speed.
-        raise RuntimeError(f'not all were inspected: {found["answers"]}')
-      return found
+      report = json.loads(done.stdout)
+      if report['answers'] != {'image': {'200': requests}}:  # It is no speed.
+        raise RuntimeError(f'not all were inspected: {report["answers"]}')
+      return report
 
     ask(8, 2)
     alone = ask(_CALLS * repeats, 1)

@@ -75,7 +75,7 @@ class Figure:
     baseline: the same of the baseline, None without one.
     baseline_is: what the baseline is.
     limit: the best that can be had, None where it is not known.
-    limit_is: how the limit was found.
+    limit_is: where the limit comes from.
   """
 
   name: str
@@ -118,7 +118,7 @@ def measure(
 def rate(
   name: str, unit: str, count: float, seconds: Seconds, **others: Any
 ) -> Figure:
-  """The figure of so many units in some seconds; `others` of `Figure`."""
+  """Units per second: `count` in each measured time; `others` of `Figure`."""
   return Figure(
     name,
     unit,
@@ -130,7 +130,7 @@ def rate(
 
 
 def duration(name: str, seconds: Seconds, **others: Any) -> Figure:
-  """The figure of some seconds; `others` of `Figure`."""
+  """A measured time as a figure; `others` of `Figure`."""
   return Figure(
     name, 's', seconds.median, seconds.lowest, seconds.highest, **others
   )
@@ -195,7 +195,7 @@ def environment() -> dict[str, Any]:
 
 
 def format_table(figures: Sequence[Figure]) -> str:
-  """A Markdown table of some figures."""
+  """A Markdown table of figures."""
   lines = [
     '| | measured (lowest to highest) | baseline | limit |',
     '|---|---|---|---|',

@@ -88,14 +88,14 @@ def pro_200_thresholds(maps: np.ndarray, masks: np.ndarray) -> float:
   normal = masks == 0
   rates, overlaps = [], []
   for threshold in np.linspace(maps.max(), maps.min(), 200):
-    found = maps >= threshold
-    rates.append(np.count_nonzero(found & normal) / np.count_nonzero(normal))
+    above = maps >= threshold
+    rates.append(np.count_nonzero(above & normal) / np.count_nonzero(normal))
     overlaps.append(
       np.mean(
         np.concatenate(
           [
             ndimage.mean(hit, region, np.arange(1, region.max() + 1))
-            for hit, region in zip(found, regions)
+            for hit, region in zip(above, regions)
             if region.max()
           ]
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from dmdd_jax.benchmark import measure
 
-# The module of each suite, imported when it is run: some need much.
+# The module of each suite, imported when it is run: several load much.
 SUITES = {
   'input': 'input',
   'train': 'train_step',

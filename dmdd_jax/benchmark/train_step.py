@@ -204,9 +204,9 @@ class TrainBench:
         )
         # torch.compile needs a compiler, which not every machine has.
         if done.returncode == 0:
-          found = json.loads(done.stdout)
-          self._check_peer(found['parameters'])
-          seconds.append(float(np.median(found['seconds'])))
+          report = json.loads(done.stdout)
+          self._check_peer(report['parameters'])
+          seconds.append(float(np.median(report['seconds'])))
     return min(seconds, default=None)
 
   def _check_peer(self, parameters: int) -> None:

@@ -154,7 +154,7 @@ def _batch(
   examples: tf.Tensor,
   epochs: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
-  """The batch of some examples, each in an epoch, as `train_dataset` says."""
+  """The batch of these examples, each in an epoch, as `train_dataset` says."""
   draws = synthesis.draw(seed, examples, epochs)
   normal = tf.cast(tf.gather(images, examples), tf.float32) / 255.0
   normal = synthesis.augment(normal, draws, options)

@@ -114,7 +114,7 @@ def good(path: str) -> Record:
 def split_test(
   train: Sequence[Record], fraction: float, seed: int
 ) -> tuple[list[Record], list[Record]]:
-  """Takes some of the normal images out of training, for the test."""
+  """Moves a share of the normal images from training to the test."""
   if not 0.0 < fraction <= 0.5:
     raise ValueError(
       f'config.data.test_fraction must be in (0, 0.5], is {fraction}'

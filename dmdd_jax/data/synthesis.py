@@ -2,7 +2,7 @@
 
 An anomaly is a mask and a filling. Masks are thresholded Perlin noise
 (DRAEM's, arXiv 2108.07610) or, for a share of the pairs, one large rotated
-ellipse or rectangle, since Perlin blobs cover some 5 % of an image and teach
+ellipse or rectangle, since Perlin blobs cover about 5 % of an image and teach
 nothing of a part that is missing. Fillings are textures or the image itself
 from elsewhere.
 
@@ -66,7 +66,7 @@ class Options:
     threshold: Perlin noise above it is anomalous; noise is in about [-1, 1].
     rotation_degrees: the noise is rotated by up to this either way.
     opacity_max: b ~ U(0, opacity_max), x_a = (1 - b) A + b x in the mask.
-    clean_share: share of the examples left without an anomaly.
+    clean_share: share of the examples that get no anomaly.
     region_share: share of the anomalies that are one large region.
     region_area_min: smallest area of such a region as a share of the image.
     region_area_max: largest area, likewise.
@@ -128,7 +128,7 @@ def threefry(
 def draw(
   seed: int, examples: tf.Tensor, epochs: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-  """The random numbers of some examples, each keyed by its own identity.
+  """The random numbers of a batch, each example keyed by its own identity.
 
   Args:
     seed: of the run; its lowest 32 bits count.

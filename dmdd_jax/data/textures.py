@@ -26,7 +26,7 @@ from dmdd_jax.data import noise
 
 TFDS_DTD = 'tfds:dtd'
 _PROCEDURAL = 200
-# Threads that draw textures: some take 90 times a texture's memory.
+# Threads that draw textures: a few take 90 times a texture's memory.
 _WORKERS = 4
 
 

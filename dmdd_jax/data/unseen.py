@@ -77,13 +77,13 @@ def _damage(
   # Plain cloth that is blurred is plain cloth.
   for _ in range(_TRIES if len(places) else 0):
     y, x = places[rng.integers(len(places))]
-    found = np.clip(_PAINT[kind](rng, image, float(x), float(y)), 0.0, 1.0)
-    mask = np.abs(found - image).max(axis=-1) > _MIN_CHANGE
+    painted = np.clip(_PAINT[kind](rng, image, float(x), float(y)), 0.0, 1.0)
+    mask = np.abs(painted - image).max(axis=-1) > _MIN_CHANGE
     if mask.sum() >= _MIN_PIXELS:
       # One outline, as a person would draw it, not every speck by itself.
       kernel = np.ones((_GAP, _GAP), np.uint8)
       mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel)
-      return np.where(mask[..., np.newaxis], found, image), mask
+      return np.where(mask[..., np.newaxis], painted, image), mask
   return image, np.zeros((size, size), np.uint8)
 
 

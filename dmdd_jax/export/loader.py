@@ -68,8 +68,8 @@ class Model:
         f'images must be uint8 (N, {", ".join(map(str, shape))}), are'
         f' {images.dtype} {images.shape}'
       )
-    found = self._call(self._weights, images)
-    return np.asarray(found['score']), np.asarray(found['map'])
+    outputs = self._call(self._weights, images)
+    return np.asarray(outputs['score']), np.asarray(outputs['map'])
 
   def verdict(self, score: float) -> str:
     """'defective' (score >= threshold), 'good', or 'uncalibrated'.

@@ -26,8 +26,8 @@ class Model:
 
   def __init__(self, session: Any):
     self._session = session
-    found = {x.name for x in session.get_inputs() + session.get_outputs()}
-    if missing := {'images', 'score', 'map'} - found:
+    names = {x.name for x in session.get_inputs() + session.get_outputs()}
+    if missing := {'images', 'score', 'map'} - names:
       raise KeyError(*sorted(missing))
     properties = session.get_modelmeta().custom_metadata_map
     self.metadata = {'category': properties['category']}

@@ -63,7 +63,7 @@ def export(
     step: which checkpoint, by default the newest.
 
   Returns:
-    The file's metadata; 'verified' has the differences found.
+    The file's metadata; 'verified' has the measured differences.
 
   Raises:
     ExportError: scores or maps differ by more than `TOLERANCE`, or the model
@@ -138,9 +138,9 @@ def compare(
         'score': (scores[index], truth.score),
         'map': (anomaly_map, truth.map),
       }
-      for name, (found, wanted) in pairs.items():
-        difference = float(np.max(np.abs(found - wanted)))
-        allowed = TOLERANCE * max(1.0, float(np.max(np.abs(wanted))))
+      for name, (output, reference) in pairs.items():
+        difference = float(np.max(np.abs(output - reference)))
+        allowed = TOLERANCE * max(1.0, float(np.max(np.abs(reference))))
         if not difference <= allowed:  # NaN is above, too.
           raise program_lib.ExportError(
             f'the {name} of image {index} in a batch of {count} differs from'
@@ -164,7 +164,7 @@ def describe(
 ) -> program_lib.Program:
   """The function of a checkpoint, its weights, and what is said of it."""
   config, calibration = inspector.config, inspector.calibration
-  # Where there is no gradient, nothing is computed again for one.
+  # Rematerialisation serves gradients alone; the exported program has none.
   plain = config.copy_and_resolve_references()
   with plain.unlocked():
     plain.student.remat = False
@@ -174,14 +174,14 @@ def describe(
   def function(
     weights: dict[str, jax.Array], images: jax.Array
   ) -> dict[str, jax.Array]:
-    found = score_lib.predict_step(
+    prediction = score_lib.predict_step(
       model,
       config.eval,
       traverse_util.unflatten_dict(weights, sep='/'),
       calibration.fusion,
       images,
     )
-    return {'score': found.image_score, 'map': found.map}
+    return {'score': prediction.image_score, 'map': prediction.map}
 
   side = config.data.image_size
   metadata = {
@@ -237,9 +237,9 @@ def _write_onnx(program: program_lib.Program, path: str) -> None:
 def _comparison_files(config: Any, images: str | None) -> list[str]:
   """What to compare on: of the named files, or normal training images."""
   if images:
-    found = predict.list_inputs(images)
-    spread = np.linspace(0, len(found) - 1, min(len(found), _IMAGES))
-    return [found[int(index)] for index in spread]
+    paths = predict.list_inputs(images)
+    spread = np.linspace(0, len(paths) - 1, min(len(paths), _IMAGES))
+    return [paths[int(index)] for index in spread]
   try:
     dataset = layouts.list_dataset(config.data)
   except (OSError, ValueError) as error:

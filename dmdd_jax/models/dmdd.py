@@ -79,17 +79,19 @@ def distance_maps(
     for features in branches
     for feature, tap in zip(features, taps)
   ]
-  found = jnp.concatenate(maps, axis=-1)
+  distances = jnp.concatenate(maps, axis=-1)
   if not border:
-    return found
+    return distances
   for axis in (1, 2):  # By slices alone: those can be exported.
-    inside = jax.lax.slice_in_dim(found, border, -border, axis=axis)
+    inside = jax.lax.slice_in_dim(distances, border, -border, axis=axis)
     first, last = (
       jax.lax.slice_in_dim(inside, start, stop, axis=axis)
       for start, stop in ((0, 1), (-1, None))
     )
-    found = jnp.concatenate([first] * border + [inside] + [last] * border, axis)
-  return found
+    distances = jnp.concatenate(
+      [first] * border + [inside] + [last] * border, axis
+    )
+  return distances
 
 
 def feature_products(branches: Sequence[Features], taps: Features) -> jax.Array:
@@ -201,9 +203,9 @@ class DMDD(nn.Module):
     train: bool = False,
   ) -> Output:
     """Maps and logit from features; the head sends no gradient back."""
-    found = dict(zip(BRANCHES, (normality, abnormality)))
+    outputs = dict(zip(BRANCHES, (normality, abnormality)))
     branches, taps = jax.lax.stop_gradient(
-      ([found[name] for name in self.branches], taps)
+      ([outputs[name] for name in self.branches], taps)
     )
     maps = distance_maps(branches, taps, self.border)
     maps_mean = jnp.mean(maps, axis=-1)

@@ -152,12 +152,12 @@ def from_torch(
     WeightsError: names are missing, left over, of another shape or not of a
       floating type; values are not finite; a running variance is negative.
   """
-  found = {k: v for k, v in tensors.items() if not _ignored(k)}
-  problems = _mismatches(found, torch_shapes(arch, image_channels))
+  needed = {k: v for k, v in tensors.items() if not _ignored(k)}
+  problems = _mismatches(needed, torch_shapes(arch, image_channels))
   if problems:
     raise WeightsError(
       f'{source} does not hold the weights of a torchvision {arch} '
-      f'({_guess(found, arch, image_channels)}):\n  '
+      f'({_guess(needed, arch, image_channels)}):\n  '
       + '\n  '.join(problems)
       + '\nGive a matching file with --config.teacher.weights=... or set '
       '--config.teacher.arch=...'
@@ -167,7 +167,7 @@ def from_torch(
   for path, name, _ in _leaves(arch, image_channels):
     # float64 beyond float32's range becomes infinite and is refused below.
     with np.errstate(over='ignore'):
-      value = np.asarray(found[name]).astype(np.float32)
+      value = np.asarray(needed[name]).astype(np.float32)
     if not np.isfinite(value).all():
       bad.append(f'{name}: not finite')
     elif name.endswith('.running_var') and value.min() < 0:
@@ -224,15 +224,15 @@ def _ignored(name: str) -> bool:
 
 
 def _mismatches(
-  found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+  tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
   """One line for each name that is missing, left over or does not fit."""
   lines = [
     f'missing {name}: expected {shape}'
     for name, shape in expected.items()
-    if name not in found
+    if name not in tensors
   ]
-  for name, value in found.items():
+  for name, value in tensors.items():
     if name not in expected:
       lines.append(f'unknown {name}: found {value.shape}')
     elif tuple(value.shape) != expected[name]:
@@ -249,13 +249,13 @@ def _mismatches(
 
 
 def _guess(
-  found: Mapping[str, np.ndarray], arch: str, image_channels: int
+  tensors: Mapping[str, np.ndarray], arch: str, image_channels: int
 ) -> str:
   """Says which other architecture the tensors fit, if they fit one."""
   for other in resnet.SPECS:
     if other == arch:
       continue
-    if not _mismatches(found, torch_shapes(other, image_channels)):
+    if not _mismatches(tensors, torch_shapes(other, image_channels)):
       return f'it fits {other}'
   return f'it fits none of {", ".join(resnet.SPECS)}'
 

@@ -445,7 +445,7 @@ def create_app(
   names = [model.category for model in models]
   if not names or len(set(names)) < len(names):
     raise ValueError(
-      f'serve models of different categories, at least one; found {names}'
+      f'serve models of different categories, at least one, got {names}'
     )
   service = Service(models, limits or Limits(), token)
   app = fastapi.FastAPI(

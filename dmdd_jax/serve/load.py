@@ -98,7 +98,7 @@ def form(content: bytes) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-  """A small PNG whose header promises so many pixels."""
+  """A small PNG whose header promises this many pixels."""
   header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
   file = b'\x89PNG\r\n\x1a\n'
   for name, data in (

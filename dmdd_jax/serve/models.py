@@ -88,9 +88,9 @@ def from_inspector(inspector: Any, source: str) -> Model:
   calibration = inspector.calibration
 
   def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = inspector(list(images))
-    scores = np.array([result.score for result in found], np.float32)
-    return scores, np.stack([result.map for result in found])
+    results = inspector(list(images))
+    scores = np.array([result.score for result in results], np.float32)
+    return scores, np.stack([result.map for result in results])
 
   return Model(
     category=inspector.config.data.category,

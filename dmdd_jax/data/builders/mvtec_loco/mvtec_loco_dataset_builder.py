@@ -19,7 +19,7 @@ class Builder(base.LayoutBuilder):
   HOMEPAGE = 'https://www.mvtec.com/company/research/datasets/mvtec-loco'
 
   def extra_features(self) -> dict[str, Any]:
-    """Of each mask of an image: its area from which it counts as found."""
+    """For each mask of an image: the area at which it counts as detected."""
     return {'saturation': tfds.features.Sequence(np.float32)}
 
   def extra_values(
