@@ -27,6 +27,7 @@ from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.launch import groups
+from dmdd_jax.launch import lock
 from dmdd_jax.launch import preemption
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import pretrained
@@ -62,6 +63,7 @@ def train_and_evaluate(
     The final state, and what stands in results.json.
 
   Raises:
+    LockedError: another process trains in the folder.
     ValueError, FileNotFoundError, NonFiniteError: see the modules.
     Preempted: SIGTERM came and the state is saved.
   """
@@ -70,7 +72,7 @@ def train_and_evaluate(
   revision = revision or provenance.git_revision()
   config_lib.check(config)
   _make_workdir(workdir)
-  with preemption.watched():
+  with preemption.watched(), lock.held(workdir):
     trainer = train.Trainer(config, workdir)
     try:
       trainer.run(profile)
