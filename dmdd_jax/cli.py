@@ -139,6 +139,11 @@ def explain_config_error(argv: Sequence[str]) -> str | None:
 
 def _missing_file(given: dict[str, str]) -> str | None:
   """What to say where the config file of the arguments is not there."""
+  if given and '' not in given:
+    return (
+      f'--config.{next(iter(given))} changes a configuration: name it with'
+      ' --config=FILE, say the one of the training'
+    )
   path = given.get('', '').partition(':')[0]
   if not given or os.path.isfile(path):
     return None

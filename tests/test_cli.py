@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from dmdd_jax import cli
+
 PROGRAM = """
 import os
 import sys
@@ -39,3 +41,9 @@ def test_huge_pages_unless_the_user_has_set_the_variable(tmp_path, given):
   assert printed == f'{process.pid} {expected} a b c\n'
   # One line says so, and how to avoid it.
   assert logged.count("GLIBC_TUNABLES=''") == int(given is None)
+
+
+def test_a_setting_without_its_configuration_says_what_is_missing():
+  argv = ['main', '--mode=evaluate', '--config.data.normal=new']
+  for text in ('--config.data.normal', '--config=FILE'):
+    assert text in cli.explain_config_error(argv)
