@@ -8,9 +8,12 @@ import collections
 from collections.abc import Sequence
 import hashlib
 import os
+import re
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 _NAMED = 5  # File names in one message.
+# Control characters, and bytes of a name that are not UTF-8 (surrogates).
+_UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 
 
 class MissingDataError(FileNotFoundError):
@@ -33,6 +36,15 @@ def absolute(path: str | os.PathLike) -> str:
 def stem(path: str) -> str:
   """The file name without folder and suffix."""
   return os.path.splitext(os.path.basename(path))[0]
+
+
+def printable(name: str | os.PathLike) -> str:
+  """A name as pictures, pages and logs can show it, in valid UTF-8.
+
+  A byte that is not UTF-8, or a control character, becomes U+FFFD. Tables keep
+  the name itself: they are written with 'surrogateescape'.
+  """
+  return _UNPRINTABLE.sub('\ufffd', os.fspath(name))
 
 
 def is_image(path: str) -> bool:
