@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import concurrent.futures
 import csv
 import dataclasses
-import glob
 import io
 import os
 from typing import Any
@@ -160,29 +159,6 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Inspector:
   return Inspector(config, state, calibration)
 
 
-def list_inputs(pattern: str) -> list[str]:
-  """Files of a file name, a folder (searched recursively) or a glob, sorted.
-
-  Raises:
-    MissingDataError: there is no image.
-  """
-  if os.path.isdir(pattern):
-    below = os.path.join(glob.escape(pattern), '**')
-    paths = glob.glob(below, recursive=True)
-    paths = [path for path in paths if path.lower().endswith(files.SUFFIXES)]
-  elif os.path.isfile(pattern):
-    paths = [pattern]
-  else:
-    paths = glob.glob(pattern, recursive=True)
-  paths = sorted(path for path in paths if os.path.isfile(path))
-  if not paths:
-    raise files.MissingDataError(
-      f'--input={pattern}: holds no image; name a file, a folder or a glob of'
-      f' {", ".join(files.SUFFIXES)}'
-    )
-  return paths
-
-
 def predict(
   workdir: str | os.PathLike,
   pattern: str,
@@ -194,7 +170,7 @@ def predict(
 
   Args:
     workdir: a trained category's folder.
-    pattern: a file, a folder or a glob.
+    pattern: see `files.list_inputs`.
     output: a folder, made if missing; gets maps/ and overlays/ with the
       images' paths below their common folder.
     map_format: one of `MAP_FORMATS`.
@@ -207,12 +183,14 @@ def predict(
     raise ValueError(
       f'--maps={map_format!r}: choose one of {", ".join(MAP_FORMATS)}'
     )
-  paths, output = list_inputs(pattern), os.fspath(output)
+  output = os.fspath(output)
+  listing = files.list_inputs(pattern, output)
+  paths = listing.images
   inspector = load(workdir)
   base = os.path.commonpath(
     [os.path.dirname(os.path.abspath(p)) for p in paths]
   )
-  rows, failed = [], {}
+  rows, failed = [], dict(listing.faults)
   with concurrent.futures.ThreadPoolExecutor() as writers:
     writing = []
     for path, image, result in _inspect_files(inspector, paths):
@@ -231,7 +209,7 @@ def predict(
         writing.append(writers.submit(*job))
     for pending in writing:
       pending.result()
-  table = _write_predictions(output, inspector, rows, failed)
+  table = _write_predictions(output, inspector, rows, failed, listing.others)
   defective = sum(row['verdict'] == verdict_lib.DEFECTIVE for row in rows)
   logging.info(
     '%d images, %d defective, %d could not be read; %s',
@@ -319,6 +297,7 @@ def _write_predictions(
   inspector: Inspector,
   rows: Sequence[dict[str, Any]],
   failed: dict[str, str],
+  ignored: Sequence[str],
 ) -> str:
   """Writes predictions.csv and predictions.json; returns the CSV's path."""
   text = io.StringIO()
@@ -335,6 +314,7 @@ def _write_predictions(
     'calibration': inspector.calibration.to_dict(),
     'predictions': list(rows),
     'failed': failed,
+    'ignored': list(ignored),
   }
   storage.write_text(
     os.path.join(output, 'predictions.json'), results_lib.format_json(document)

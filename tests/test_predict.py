@@ -127,8 +127,6 @@ def test_files_in_a_tree(inspector, tmp_path, monkeypatch):
   assert os.path.isfile(os.path.join(out, 'overlays', '3.png.png'))
 
 
-def test_no_input_says_what_was_looked_for(tmp_path):
-  with pytest.raises(FileNotFoundError, match='found no image'):
-    predict.list_inputs(str(tmp_path))
+def test_an_unknown_format_of_the_maps_is_refused(tmp_path):
   with pytest.raises(ValueError, match='tiff, npy, none'):
     predict.predict('w', str(tmp_path), str(tmp_path), map_format='png')
