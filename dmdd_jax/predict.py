@@ -172,29 +172,6 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Inspector:
   return Inspector(config, state, calibration)
 
 
-def list_inputs(pattern: str) -> list[str]:
-  """Files of a file name, a folder (searched recursively) or a glob, sorted.
-
-  Raises:
-    MissingDataError: there is no image.
-  """
-  if os.path.isdir(pattern):
-    below = os.path.join(glob.escape(pattern), '**')
-    paths = glob.glob(below, recursive=True)
-    paths = [path for path in paths if path.lower().endswith(files.SUFFIXES)]
-  elif os.path.isfile(pattern):
-    paths = [pattern]
-  else:
-    paths = glob.glob(pattern, recursive=True)
-  paths = sorted(path for path in paths if os.path.isfile(path))
-  if not paths:
-    raise files.MissingDataError(
-      f'--input={pattern}: holds no image; name a file, a folder or a glob of'
-      f' {", ".join(files.SUFFIXES)}'
-    )
-  return paths
-
-
 def predict(
   workdir: str | os.PathLike,
   pattern: str,
@@ -213,7 +190,7 @@ def predict(
 
   Args:
     workdir: a trained category's folder.
-    pattern: a file, a folder or a glob.
+    pattern: see `files.list_inputs`.
     output: a folder, made if missing; gets maps/ and overlays/ with the
       images' paths below the folder that `pattern` names.
     map_format: one of `MAP_FORMATS`.
@@ -236,7 +213,9 @@ def predict(
     raise ValueError(
       f'--maps={map_format!r}: choose one of {", ".join(MAP_FORMATS)}'
     )
-  paths, output = list_inputs(pattern), os.fspath(output)
+  output = os.fspath(output)
+  listing = files.list_inputs(pattern, output)
+  paths = listing.images
   inspector = load(workdir)
   table = predictions.Table(
     output, _describe(inspector, map_format, overlays), resume
@@ -249,7 +228,7 @@ def predict(
       '%d of %d images are in %s already',
       *(len(paths) - len(pending), len(paths), table.path),
     )
-  failed: dict[str, str] = {}
+  failed = dict(listing.faults)
   with (
     preemption.watched(interrupts=True),
     tqdm.tqdm(
@@ -265,7 +244,7 @@ def predict(
         on_row(row)
       progress.update()
     ended = preemption.received()
-    rows = table.finish(failed, (), finished=not ended)
+    rows = table.finish(failed, listing.others, finished=not ended)
     summary = _summarize(rows, paths, failed, table.path)
     if ended:
       preemption.leave(
@@ -293,6 +272,7 @@ def _base(pattern: str, paths: Sequence[str]) -> str:
   It is the one that `pattern` names, not what the images of today share: new
   ones must not move the outputs of older ones.
   """
+  pattern = os.path.expanduser(pattern)
   folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
   if os.path.isdir(pattern):
     folders.append(os.path.abspath(pattern))
