@@ -79,6 +79,12 @@ def _data() -> ml_collections.ConfigDict:
   # Least share of its side that a tile has in common with the next, 0 to 0.75.
   # With 0, maps have seams.
   data.tile_overlap = 0.25
+  # An image with more pixels than this is refused. It can only be raised: for
+  # line-scan images, for example.
+  data.max_pixels = 178_956_970
+  # The value of 16-bit greyscale files that is white, say 4095 for a camera of
+  # 12 bits. 0 is the full range, 65535.
+  data.white_level = 0
   # What to do with an image that cannot be read: 'error' or 'skip'.
   data.on_bad_image = 'error'
   # Share of train/good that is held out for calibration and never trained on,

@@ -372,11 +372,12 @@ def training_images(
     image is used: with tiles, or `calibration.training_images` 0.
   """
   data = config.data
-  good = images_lib.validate(dataset.train, data.on_bad_image)
+  options = {'white_level': data.white_level}
+  good = images_lib.validate(dataset.train, data.on_bad_image, **options)
   train, held_out = records_lib.hold_out(good, data, config.seed)
   if data.tile_size or not config.calibration.training_images:
     train = ()
   return tuple(
-    images_lib.load_arrays(part, data.image_size)[0]
+    images_lib.load_arrays(part, data.image_size, **options)[0]
     for part in (train, held_out)
   )

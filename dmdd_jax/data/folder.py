@@ -190,14 +190,14 @@ class _Masks:
       self._by_stem.setdefault(stem, []).append(path)
 
   def find(self, parts: tuple[str, ...], stem: str) -> str | None:
-    """The mask ID_mask or ID of an image; None without one.
+    """The mask of an image, see `records.mask_names`; None without one.
 
     Raises:
       DatasetError: several masks have that name, and none of them is in the
         image's folder.
     """
     folder = os.path.join(*parts) if parts else '.'
-    for name in (f'{stem}_mask', stem):
+    for name in records_lib.mask_names(stem):
       if (folder, name) in self._by_place:
         return self._by_place[folder, name]
       same = self._by_stem.get(name, ())

@@ -172,13 +172,12 @@ def _images(folder: str) -> tuple[str, ...]:
 def _defect(
   image: str, masks: Mapping[str, str], defect: str
 ) -> records_lib.Record:
-  """A record with the mask ID_mask or ID.
+  """A record with the mask ID_mask, ID or another of `records.mask_names`.
 
   Raises:
     MissingDataError: there is none.
   """
-  stem = files.stem(image)
-  for name in (f'{stem}_mask', stem):
+  for name in records_lib.mask_names(files.stem(image)):
     if name in masks:
       return records_lib.Record(image, masks[name], 1, defect)
   raise files.MissingDataError(f'found no mask of the defective image {image}')
@@ -291,7 +290,7 @@ def _list_magnetic_tile(
       f'found no image in {os.path.join(root, "MT_Free", "Imgs")}: set'
       ' --config.data.root to the folder of MT_Free'
     )
-  fraction, seed = data.get('test_fraction', 0.2), data.get('test_seed', 0)
+  fraction, seed = data['test_fraction'], data['test_seed']
   train, good = records_lib.split_test(normal, fraction, seed)
   return records_lib.Dataset(MAGNETIC_TILE, tuple(train), tuple(good + test))
 
@@ -324,8 +323,8 @@ def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
 
   Nothing is decoded here, see `images.validate`; `files` says which files are
   images. A test split that is empty or has no defects is legal and logged as a
-  warning, and so are masks without an image. The mask of image ID is ID_mask or
-  ID with any image suffix.
+  warning, and so are masks without an image. The mask of image ID is ID_mask,
+  ID or another of `records.mask_names`, with any image suffix.
 
   Args:
     root: the folder of the categories.
@@ -354,8 +353,8 @@ def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
       continue
     masks = files.by_stem(os.path.join(folder, 'ground_truth', defect))
     for path in images:
-      stem = files.stem(path)
-      mask = masks.get(f'{stem}_mask') or masks.get(stem)
+      names = records_lib.mask_names(files.stem(path))
+      mask = next((masks[name] for name in names if name in masks), None)
       test.append(records_lib.Record(path, mask, 1, defect))
       if mask is None:
         unmasked.append(test[-1])
@@ -441,8 +440,8 @@ def _unmasked_message(
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
-    f'(or with another suffix of an image).{more} Add the masks, or move'
-    ' the images out of test/.'
+    f'(or ID_gt, ID_label, ID_seg, with any suffix of an image).{more} Add the'
+    ' masks, or move the images out of test/.'
   )
 
 
@@ -464,6 +463,14 @@ def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
       len(unused),
       files.abbreviate(unused),
     )
+  drawn = _drawn_masks(os.path.join(truth, records_lib.GOOD))
+  if drawn:
+    logging.warning(
+      'Masks of good images that are not black: %d: %s. They are not read: the'
+      ' folder decides that an image is good.',
+      len(drawn),
+      files.abbreviate(drawn),
+    )
   labels = {record.label for record in test}
   if not labels:
     logging.warning('%s/test holds no images: nothing to evaluate.', folder)
@@ -473,3 +480,15 @@ def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
       folder,
       'good' if labels == {0} else 'defective',
     )
+
+
+def _drawn_masks(folder: str) -> list[str]:
+  """The masks of a folder that show a defect; [] where it is missing."""
+  drawn = []
+  for path in files.images(folder) if os.path.isdir(folder) else ():
+    try:
+      if images_lib.read_mask(path, None).any():
+        drawn.append(path)
+    except files.BadImageError as error:
+      logging.warning('%s', error)
+  return drawn

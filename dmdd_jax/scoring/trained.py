@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from dmdd_jax import storage
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import train_state
@@ -54,6 +55,7 @@ def load_workdir(
 
   def read(step: int) -> Trained:
     config, state, meta = checkpoint.restore_alone(manager, step)
+    images_lib.allow_pixels(config.data.max_pixels)
     return config, state, calibration_lib.from_dict(meta['calibration']), meta
 
   try:
