@@ -243,8 +243,8 @@ def _ellipse(side=64):
 def test_a_doubtful_mask_is_a_fault(nut, kind):
   soft = _ellipse()
   mask = soft if kind == 'soft edges' else 255 * (soft < 128)
-  _save(nut / 'test/scratch/9.png', 9, (64, 64))
-  path = nut / 'ground_truth/scratch/9_mask.png'
+  _save(nut / 'test/dent/9.png', 9, (64, 64))
+  path = nut / 'ground_truth/dent/9_mask.png'
   Image.fromarray(mask.astype(np.uint8)).save(path)
   (fault,) = _check(nut).faults
   assert kind in fault and str(path) in fault
