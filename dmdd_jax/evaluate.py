@@ -186,8 +186,8 @@ def _spro(
 def write_maps(folder: str | os.PathLike, evaluation: Evaluation) -> None:
   """Writes the final maps as float32 TIFF, in the layout of data/maps.py."""
   category = evaluation.config.data.category
-  for record, anomaly_map in zip(evaluation.records, evaluation.store.maps):
-    stem = map_files.map_path(folder, category, record)
+  stems = map_files.map_paths(folder, category, evaluation.records)
+  for stem, anomaly_map in zip(stems, evaluation.store.maps, strict=True):
     map_files.write_map(f'{stem}.tiff', anomaly_map)
 
 

@@ -58,31 +58,53 @@ def folders(name: str | os.PathLike, inside: str) -> list[str]:
 def writing(name: str | os.PathLike) -> Iterator[IO[bytes]]:
   """A file to write bytes to; its folder is made, and it appears at the end.
 
-  Left by an exception, what was there before is still there.
+  Left by an exception, what was there before is still there. A system error
+  names the file.
   """
   target = path(name)
   target.parent.mkdir(parents=True, exist_ok=True)
-  folder = None if is_remote(name) else target.parent
-  handle, draft = tempfile.mkstemp(dir=folder, prefix=f'.{target.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      yield file
-    if is_remote(name):
-      with open(draft, 'rb') as source, target.open('wb') as copy:
-        shutil.copyfileobj(source, copy)
+  folder = None if is_remote(name) else os.fspath(target.parent)
+  with _naming(name):
+    # Not by the target's name, which may have all the bytes that a name can.
+    handle, draft = tempfile.mkstemp(dir=folder, prefix='.draft.')
+  with _naming(name, draft):
+    try:
+      with os.fdopen(handle, 'wb') as file:
+        yield file
+      if is_remote(name):
+        with open(draft, 'rb') as source, target.open('wb') as copy:
+          shutil.copyfileobj(source, copy)
+        os.unlink(draft)
+      else:
+        os.chmod(draft, 0o644)
+        os.replace(draft, target)
+    except BaseException:
       os.unlink(draft)
-    else:
-      os.chmod(draft, 0o644)
-      os.replace(draft, target)
-  except BaseException:
-    os.unlink(draft)
+      raise
+
+
+@contextlib.contextmanager
+def _naming(
+  name: str | os.PathLike, draft: str | None = None
+) -> Iterator[None]:
+  """Puts the file's name into a system error without one, or with a draft's."""
+  try:
+    yield
+  except OSError as error:
+    nameless = error.filename is None or draft in (None, error.filename)
+    if error.errno is not None and nameless:
+      error.filename = os.fspath(name)
+      del error.filename2
     raise
 
 
 def write_text(name: str | os.PathLike, text: str) -> None:
-  """Writes a text file in UTF-8, its line ends as they are."""
+  """Writes a text file in UTF-8, its line ends as they are.
+
+  File names that are not UTF-8 keep their bytes ('surrogateescape').
+  """
   with writing(name) as file:
-    file.write(text.encode())
+    file.write(text.encode('utf-8', 'surrogateescape'))
 
 
 def append_text(name: str | os.PathLike, text: str) -> None:
@@ -95,7 +117,7 @@ def append_text(name: str | os.PathLike, text: str) -> None:
     write_text(name, before.decode() + text)
     return
   path(name).parent.mkdir(parents=True, exist_ok=True)
-  with open(name, 'ab') as file:
+  with _naming(name), open(name, 'ab') as file:
     file.write(text.encode())
 
 

@@ -1,5 +1,7 @@
 """A run's folder in a bucket; a local folder stands in for the bucket."""
 
+import errno
+import json
 import os
 
 from etils import epath
@@ -71,6 +73,40 @@ def test_what_is_written_is_whole_or_not_there(where, bucket, monkeypatch):
   assert storage.folders(where, 'c.txt') == []
   assert storage.folders('nowhere', 'b.txt') == []
   monkeypatch.chdir(bucket.parent.parent / 'here')
+
+
+def test_a_system_error_names_the_file(tmp_path):
+  name = str(tmp_path / 'scores.csv')
+  with pytest.raises(OSError, match='scores.csv'), storage.writing(name):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  # That of another file, or without a number, keeps its own words.
+  with pytest.raises(OSError, match='other.png'), storage.writing(name):
+    raise FileNotFoundError(errno.ENOENT, 'No such file', 'other.png')
+  with pytest.raises(OSError, match='^encoder error$'), storage.writing(name):
+    raise OSError('encoder error')
+  assert not os.listdir(tmp_path)
+  (tmp_path / 'folder').mkdir()
+  with pytest.raises(OSError) as error:
+    storage.write_text(tmp_path / 'folder', 'x')
+  assert str(error.value).endswith(f'{str(tmp_path / "folder")!r}')
+  if os.path.exists('/dev/full'):
+    with pytest.raises(OSError, match='/dev/full'):
+      storage.append_text('/dev/full', 'x' * 10**6)
+
+
+def test_names_may_have_all_the_bytes_there_are(tmp_path):
+  name = tmp_path / ('x' * 255)
+  storage.write_text(name, 'text')
+  assert name.read_text() == 'text'
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
+  name = os.fsdecode(b'caf\xe9.csv')
+  storage.write_text(tmp_path / name, f'file\n{name}\n')
+  assert os.listdir(os.fsencode(tmp_path)) == [b'caf\xe9.csv']
+  assert (tmp_path / name).read_bytes() == b'file\ncaf\xe9.csv\n'
+  document = json.loads(results_lib.format_json({'file': name}))
+  assert document == {'file': name}
 
 
 def test_names_are_absolute_or_remote(monkeypatch, tmp_path):
