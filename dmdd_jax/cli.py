@@ -27,6 +27,8 @@ import ml_collections
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 # Flags that name the file of a config.
 _CONFIG_FLAGS = ('config', 'options')
+# Of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 _HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 
 
@@ -70,7 +72,8 @@ def define_paths(name: str, text: str) -> flags.FlagHolder:
 def run(main: Callable[[list[str]], Any]) -> None:
   """Like `absl.app.run`, but a user's error is one line and exit status 1.
 
-  `--verbosity=1` shows the traceback too.
+  So is Ctrl-C, with exit status `INTERRUPTED`. `--verbosity=1` shows the
+  traceback too.
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
@@ -85,6 +88,10 @@ def run(main: Callable[[list[str]], Any]) -> None:
     except USER_ERRORS as error:
       logging.debug('traceback', exc_info=True)
       sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+      logging.debug('traceback', exc_info=True)
+      print('interrupted: the same command continues', file=sys.stderr)
+      sys.exit(INTERRUPTED)
 
   app.run(guarded, flags_parser=_parse_flags)
 

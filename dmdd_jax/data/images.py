@@ -339,4 +339,8 @@ def map_threads(function: Callable, items: Iterable, num_threads: int) -> list:
   """Returns [function(item) ...] in order; Pillow decodes without the GIL."""
   workers = num_threads or os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    return list(pool.map(function, items))
+    try:
+      return list(pool.map(function, items))
+    except BaseException:  # Ctrl-C, or an error, does not wait for the rest.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
