@@ -42,9 +42,10 @@ def _data() -> ml_collections.ConfigDict:
   # Folder that holds one folder per category, or the unpacked set.
   # For 'folder': where relative paths of the next four fields start.
   data.root = ''
-  # For 'folder': normal images, a directory (with all below it) or a glob.
+  # For 'folder': normal images: a directory (with all below it), a glob, or a
+  # list, FILE.txt with a path a line, relative to the list.
   data.normal = ''
-  # For 'folder': defective images, also a directory or a glob; folders in it
+  # For 'folder': defective images, named like the normal ones; folders in it
   # name the kinds of defects. '' means none: training and prediction only,
   # every metric is null.
   data.defect = ''
