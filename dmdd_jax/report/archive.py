@@ -111,7 +111,7 @@ def read_scores(folder: str | os.PathLike) -> list[dict[str, Any]]:
   if not storage.path(path).exists():
     return []
   try:
-    text = storage.path(path).read_bytes().decode()
+    text = storage.path(path).read_bytes().decode('utf-8', 'surrogateescape')
     return [
       {
         **row,
