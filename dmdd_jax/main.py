@@ -105,7 +105,10 @@ def set_up_devices(
 
 
 def predict(workdir: str) -> None:
-  """Inspects `--input`; exit status 1 if a file was not read or written."""
+  """Inspects `--input`; exit status 1 if a file was not read or written.
+
+  With --watch the table alone says so, and a signal ends it with status 0.
+  """
   import jax
 
   from dmdd_jax import predict as predict_lib
@@ -124,12 +127,13 @@ def predict(workdir: str) -> None:
     FLAGS.maps,
     FLAGS.overlays,
     resume=FLAGS.resume,
+    watches=FLAGS.watch,
     on_row=print_line if FLAGS.jsonl else None,
   )
   if not FLAGS.jsonl:
     print(summary['table'])
   failed, incomplete = len(summary['failed']), len(summary['incomplete'])
-  if failed or incomplete:
+  if not FLAGS.watch and (failed or incomplete):
     sys.exit(
       f'error: {failed} files could not be read, {incomplete} have no map or'
       ' overlay'
