@@ -194,8 +194,8 @@ def write_maps(
   """
   failures: dict[str, str] = {}
   category = evaluation.config.data.category
-  for record, anomaly_map in zip(evaluation.records, evaluation.store.maps):
-    stem = map_files.map_path(folder, category, record)
+  stems = map_files.map_paths(folder, category, evaluation.records)
+  for stem, anomaly_map in zip(stems, evaluation.store.maps, strict=True):
     path = f'{stem}.tiff'
     storage.attempt(failures, path, map_files.write_map, path, anomaly_map)
   return failures

@@ -24,11 +24,15 @@ FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration file, e.g. configs/mvtec.py:screw.'
 )
-flags.DEFINE_string('workdir', None, 'Of the run; runs/<config> by default.')
+cli.define_path('workdir', None, 'Of the run; runs/<config> by default.')
 _MODES = ('train', 'evaluate', 'predict')
 flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
-flags.DEFINE_string('input', None, 'predict: an image, a folder or a glob.')
-flags.DEFINE_string('output', None, 'predict: where the results go.')
+cli.define_path(
+  'input',
+  None,
+  'predict: an image, a folder, a glob, or a list of paths, .txt.',
+)
+cli.define_path('output', None, 'predict: where the results go.')
 _FORMATS = ('tiff', 'npy', 'none')
 flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')

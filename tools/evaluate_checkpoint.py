@@ -11,10 +11,10 @@ from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
-_DATA = flags.DEFINE_string('data', None, "Data root; the training's if empty.")
-_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
-_MAPS = flags.DEFINE_string('maps', None, 'Folder to write the maps to.')
+_WORKDIR = cli.define_path('workdir', None, 'Of the run.', required=True)
+_DATA = cli.define_path('data', None, "Data root; the training's if empty.")
+_OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
+_MAPS = cli.define_path('maps', None, 'Folder to write the maps to.')
 _RECALIBRATE = flags.DEFINE_bool(
   'recalibrate', False, 'Fit thresholds again on the held-out images.'
 )

@@ -13,14 +13,14 @@ from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_multi_string(
-  'workdir', None, "A category's folder, or an exported file.", required=True
+_WORKDIR = cli.define_paths(
+  'workdir', "A category's folder, or an exported file."
 )
 _PORT = flags.DEFINE_integer('port', 8000, 'To listen on.', 1, 65535)
 _HOST = flags.DEFINE_string(
   'host', '127.0.0.1', 'To listen on; 0.0.0.0 is open to the network.'
 )
-_TOKEN_FILE = flags.DEFINE_string(
+_TOKEN_FILE = cli.define_path(
   'token_file', None, 'Its text is asked for as a bearer token.'
 )
 _ALLOWED_HOST = flags.DEFINE_multi_string(
