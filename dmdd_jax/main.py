@@ -59,8 +59,16 @@ def main(argv: list[str]) -> None:
   if workdir is None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
+  changes = {}
+  if config is not None:
+    changes = config_flags.get_override_values(FLAGS['config'])
   place = set_up_devices(config)
   if FLAGS.mode == 'predict':
+    if changes:
+      raise ValueError(
+        f'--config.{next(iter(changes))} has no effect: --mode predict reads'
+        " the checkpoint's own configuration"
+      )
     predict(workdir)
     return
   from dmdd_jax import run as run_lib
@@ -76,7 +84,7 @@ def main(argv: list[str]) -> None:
   else:
     options = {}
     if config is not None:
-      options = {'data_root': config.data.root, 'eval_options': config.eval}
+      options = {'given': config, 'changes': changes}
     table = run_lib.evaluate_run(workdir, **options)
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
