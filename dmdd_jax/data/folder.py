@@ -22,10 +22,10 @@ from dmdd_jax.data import records as records_lib
 def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   """Lists the user's own images.
 
-  Relative paths are below `data.root`, or the working directory. Directories are
-  searched with all folders below them. A folder below `data.defect` names the
-  kind of defect. A warning names each missing part and the metrics that need
-  it.
+  Relative paths are below `data.root`, or the working directory. Directories
+  are searched with all folders below them. A folder below `data.defect` names
+  the kind of defect. A warning names each missing part and the metrics that
+  need it.
 
   Args:
     data: `normal`, `defect`, `masks`, `test_normal`, `test_fraction`,
