@@ -230,6 +230,11 @@ def _with_found_config(argv: Sequence[str]) -> list[str]:
 
 def _missing_file(given: dict[str, str]) -> str | None:
   """What to say where the config file of the arguments is not there."""
+  if given and '' not in given:
+    return (
+      f'--config.{next(iter(given))} changes a configuration: name it with'
+      ' --config=FILE, say the one of the training'
+    )
   path = given.get('', '').partition(':')[0]
   if not given or os.path.isfile(path):
     return None

@@ -59,8 +59,16 @@ def main(argv: list[str]) -> None:
   if workdir is None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
+  changes = {}
+  if config is not None:
+    changes = config_flags.get_override_values(FLAGS['config'])
   place = set_up_devices(config)
   if FLAGS.mode == 'predict':
+    if changes:
+      raise ValueError(
+        f'--config.{next(iter(changes))} has no effect: --mode predict reads'
+        " the checkpoint's own configuration"
+      )
     predict(workdir)
     return
   from dmdd_jax import run as run_lib
@@ -76,7 +84,7 @@ def main(argv: list[str]) -> None:
   else:
     options = {}
     if config is not None:
-      options = {'data_root': config.data.root, 'eval_options': config.eval}
+      options = {'given': config, 'changes': changes}
     table = run_lib.evaluate_run(workdir, **options)
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
@@ -109,7 +117,10 @@ def set_up_devices(
 
 
 def predict(workdir: str) -> None:
-  """Inspects `--input`; exit status 1 if a file was not read or written."""
+  """Inspects `--input`; exit status 1 if a file was not read or written.
+
+  With --watch the table alone says so, and a signal ends it with status 0.
+  """
   import jax
 
   from dmdd_jax import predict as predict_lib
@@ -128,12 +139,13 @@ def predict(workdir: str) -> None:
     FLAGS.maps,
     FLAGS.overlays,
     resume=FLAGS.resume,
+    watches=FLAGS.watch,
     on_row=print_line if FLAGS.jsonl else None,
   )
   if not FLAGS.jsonl:
     print(summary['table'])
   failed, incomplete = len(summary['failed']), len(summary['incomplete'])
-  if failed or incomplete:
+  if not FLAGS.watch and (failed or incomplete):
     sys.exit(
       f'error: {failed} files could not be read, {incomplete} have no map or'
       ' overlay'

@@ -23,11 +23,13 @@ from dmdd_jax import provenance
 from dmdd_jax import storage
 from dmdd_jax import train
 from dmdd_jax.data import files
+from dmdd_jax.data import folder as folder_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.launch import groups
+from dmdd_jax.launch import lock
 from dmdd_jax.launch import preemption
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import pretrained
@@ -68,6 +70,7 @@ def train_and_evaluate(
     {file: reason} of pictures and the like that could not be written.
 
   Raises:
+    LockedError: another process trains in the folder.
     ValueError, FileNotFoundError, NonFiniteError: see the modules.
     Preempted: SIGTERM or Ctrl-C came and the state is saved.
   """
@@ -76,7 +79,7 @@ def train_and_evaluate(
   revision = revision or provenance.git_revision()
   config_lib.check(config)
   _make_workdir(workdir)
-  with preemption.watched():
+  with preemption.watched(), lock.held(workdir):
     trainer = train.Trainer(config, workdir)
     try:
       trainer.run(profile)
@@ -323,8 +326,8 @@ def evaluate_workdir(
   workdir: str | os.PathLike,
   output: str | os.PathLike | None = None,
   *,
-  data_root: str | None = None,
-  eval_options: Mapping[str, Any] | None = None,
+  changes: Mapping[str, Any] | None = None,
+  given: ml_collections.ConfigDict | None = None,
   step: int | None = None,
   maps: str | os.PathLike | None = None,
   recalibrate: bool = False,
@@ -336,8 +339,10 @@ def evaluate_workdir(
     workdir: the category's folder.
     output: where to write `results.json`, `pictures/`, `scores.csv` and
       `report_data.zip`; the workdir.
-    data_root: where the data lie now; None means where they lay in training.
-    eval_options: fields of `config.eval` to change.
+    changes: {'data.root': 'new', 'eval.bootstrap': 1000}, see
+      `config.for_evaluation`; the data lie where they lay in training by
+      default.
+    given: a config of the run, whose `eval` and paths count as changes too.
     step: which checkpoint, by default the newest.
     maps: see `evaluate`.
     recalibrate: fit fusion and thresholds again on the images that training
@@ -349,12 +354,12 @@ def evaluate_workdir(
   """
   started = time.time()
   revision = revision or provenance.git_revision()
-  config, state, _, meta = trained_lib.load_workdir(workdir, step)
-  with config.unlocked():
-    config.data.root = data_root or config.data.root
-    config.eval.update(eval_options or {})
-  if eval_options:
-    config_lib.check(config)
+  stored, state, _, meta = trained_lib.load_workdir(workdir, step)
+  if given is not None:
+    given = for_category(given, stored.data.category)
+  config = config_lib.for_evaluation(stored, changes or {}, given)
+  if recalibrate:
+    _check_same_split(stored.data, config.data)
   dataset = layouts.list_dataset(config.data)
   records = images_lib.validate(dataset.test, config.data.on_bad_image)
   predictor = predictor_lib.Predictor(config)
@@ -377,6 +382,20 @@ def evaluate_workdir(
     revision=revision,
     maps=maps,
   )
+
+
+def _check_same_split(
+  before: ml_collections.ConfigDict, now: ml_collections.ConfigDict
+) -> None:
+  """Refuses to calibrate on images that training has not held out."""
+  if before.name == layouts.FOLDER and (
+    folder_lib.keeps_test(before) != folder_lib.keeps_test(now)
+  ):
+    raise ValueError(
+      'data.defect and data.test_normal decide which normal images are held'
+      ' out: to recalibrate, set neither where training had none, and leave'
+      ' neither out'
+    )
 
 
 def _warn_of_other_scores(

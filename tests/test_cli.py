@@ -120,3 +120,9 @@ def _start(folder, arguments):
     errors='surrogateescape',
     check=False,
   )
+
+
+def test_a_setting_without_its_configuration_says_what_is_missing():
+  argv = ['main', '--mode=evaluate', '--config.data.normal=new']
+  for text in ('--config.data.normal', '--config=FILE'):
+    assert text in cli.explain_config_error(argv)

@@ -111,8 +111,8 @@ def _files(folder):
 def test_an_evaluation_writes_the_same_into_a_bucket(bucket, trained, tmp_path):
   root = os.path.dirname(program_helpers.write_data(tmp_path / 'data'))
   for output in ('gs://bucket/run', str(tmp_path / 'local')):
-    options = {'data_root': root, 'eval_options': {'batch_size': 4}}
-    run_lib.evaluate_run(trained, f'{output}/surface', **options)
+    changes = {'data.root': root, 'eval.batch_size': 4}
+    run_lib.evaluate_run(trained, f'{output}/surface', changes=changes)
   remote, local = _files(bucket / 'run'), _files(tmp_path / 'local')
   assert remote.keys() == local.keys()
   assert {'surface/report.html', 'surface/results.json'} <= remote.keys()

@@ -30,15 +30,15 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   from dmdd_jax import run as run_lib
 
-  options = {
-    'resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
-    'smoothing_sigma': _SMOOTHING.value,
-    'bootstrap': _BOOTSTRAP.value,
+  changes = {
+    'data.root': _DATA.value,
+    'eval.resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
+    'eval.smoothing_sigma': _SMOOTHING.value,
+    'eval.bootstrap': _BOOTSTRAP.value,
   }
   table = run_lib.evaluate_run(
     _WORKDIR.value,
-    data_root=_DATA.value,
-    eval_options={k: v for k, v in options.items() if v is not None},
+    changes={k: v for k, v in changes.items() if v is not None},
     step=_STEP.value,
     output=_OUTPUT.value,
     maps=_MAPS.value,
