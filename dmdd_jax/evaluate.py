@@ -36,6 +36,7 @@ from dmdd_jax.training import train_state
 _THUMBNAIL_BYTES = 2**26
 # False-positive rates up to which MVTec LOCO's sPRO is taken.
 _SPRO_LIMITS = {'spro': 0.3, 'spro_005': 0.05}
+_NO_THRESHOLD = 'no threshold: no image was held out'
 _PIXEL_AT_THRESHOLD = ('pixel_precision', 'pixel_recall', 'pixel_f1')
 
 
@@ -315,23 +316,50 @@ def _at_threshold(
     'image': (scores, labels, calibration.image_threshold),
     'pixel': (store.maps, store.masks, calibration.pixel_threshold),
   }
+  reasons: dict[str, str] = {}
   for level, arguments in levels.items():
-    for name, value in results_lib.precision_recall_f1(*arguments).items():
-      metrics[f'{level}_{name}'] = value
+    figures = results_lib.precision_recall_f1(*arguments)
+    if math.isnan(arguments[-1]):  # Nothing is at or above no threshold.
+      figures = {'threshold': math.nan, **dict.fromkeys(figures, math.nan)}
+      reasons |= {f'{level}_{name}': _NO_THRESHOLD for name in figures}
+    metrics |= {f'{level}_{name}': value for name, value in figures.items()}
   if unknown:
-    names = [name for name in metrics if name in _PIXEL_AT_THRESHOLD]
-    metrics.update(dict.fromkeys(names, math.nan))
-    metrics['undefined'] = dict.fromkeys(names, unknown)
+    metrics.update(dict.fromkeys(_PIXEL_AT_THRESHOLD, math.nan))
+    reasons |= dict.fromkeys(_PIXEL_AT_THRESHOLD, unknown)
   good = scores[labels == 0]
   metrics['image_false_positive_rate_asked'] = float(asked)
-  if len(good):
+  if math.isnan(calibration.image_threshold):
+    metrics['image_false_positive_rate'] = math.nan
+    reasons['image_false_positive_rate'] = _NO_THRESHOLD
+  elif len(good):
     alarms = int(np.count_nonzero(good >= calibration.image_threshold))
     metrics['image_false_positive_rate'] = alarms / len(good)
     interval = calibration_lib.rate_interval(alarms, len(good))
     metrics['confidence'] = {'image_false_positive_rate': list(interval)}
     if warnings := calibration_lib.doubts(calibration, good, asked):
       metrics['warnings'] = warnings
+  else:
+    metrics['image_false_positive_rate'] = math.nan
+    reasons['image_false_positive_rate'] = 'no good images'
+  for name, value in metrics.items():
+    known = name in reasons or not isinstance(value, float)
+    if not known and math.isnan(value):
+      reasons[name] = _why_undefined(name, labels)
+  if reasons:
+    metrics['undefined'] = reasons
   return metrics
+
+
+def _why_undefined(name: str, labels: np.ndarray) -> str:
+  """Why a precision, recall or F1 at a threshold is NaN."""
+  level, figure = name.split('_')
+  nothing = f'no {level} reaches the threshold'
+  if figure == 'precision':
+    return nothing
+  lacking = 'no defect pixels in the masks'
+  if level == 'image':
+    lacking = 'no defective images' if labels.size else 'no images'
+  return lacking if figure == 'recall' else f'{lacking}, and {nothing}'
 
 
 def training_images(

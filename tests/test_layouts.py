@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import layout_helpers
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from configs import folder as folder_config
 from dmdd_jax import run as run_lib
+from dmdd_jax import train
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -276,6 +278,15 @@ def test_own_images_that_moved_are_evaluated_where_they_are(
   changes = {'data.test_normal': str(there / 'ok'), 'data.root': 'there'}
   with pytest.raises(ValueError, match='to recalibrate'):
     run_lib.evaluate_run(run, changes=changes, recalibrate=True)
+
+
+def test_training_images_that_repeat_are_named(root, warnings):
+  for name in ('copy.png', 'again.png'):
+    shutil.copy(root / 'ok/3.png', root / 'ok' / name)
+  train.load_data(_tiny(root))
+  repeated = [text for text in warnings if 'repeat' in text]
+  assert len(repeated) == 1 and '2 of 12 normal images' in repeated[0]
+  assert 'copy.png' in repeated[0]
 
 
 # Public sets, as their archives unpack.
