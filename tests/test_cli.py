@@ -39,3 +39,25 @@ def test_huge_pages_unless_the_user_has_set_the_variable(tmp_path, given):
   assert printed == f'{process.pid} {expected} a b c\n'
   # One line says so, and how to avoid it.
   assert logged.count("GLIBC_TUNABLES=''") == int(given is None)
+
+
+INTERRUPTED = """
+import os
+import signal
+from dmdd_jax import cli
+
+def main(argv):
+  os.kill(os.getpid(), signal.SIGINT)
+
+cli.run(main)
+"""
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+  path = tmp_path / 'program.py'
+  path.write_text(INTERRUPTED)
+  process = subprocess.run(
+    [sys.executable, str(path)], capture_output=True, text=True
+  )
+  assert process.returncode == 130
+  assert process.stderr == 'interrupted: the same command continues\n'
