@@ -126,3 +126,25 @@ def test_a_setting_without_its_configuration_says_what_is_missing():
   argv = ['main', '--mode=evaluate', '--config.data.normal=new']
   for text in ('--config.data.normal', '--config=FILE'):
     assert text in cli.explain_config_error(argv)
+
+
+INTERRUPTED = """
+import os
+import signal
+from dmdd_jax import cli
+
+def main(argv):
+  os.kill(os.getpid(), signal.SIGINT)
+
+cli.run(main)
+"""
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+  path = tmp_path / 'program.py'
+  path.write_text(INTERRUPTED)
+  process = subprocess.run(
+    [sys.executable, str(path)], capture_output=True, text=True
+  )
+  assert process.returncode == 130
+  assert process.stderr == 'interrupted: the same command continues\n'
