@@ -64,3 +64,10 @@ def load(path: str | os.PathLike) -> Model:
       f'{os.fspath(path)} is no exported model that can be read ({error!r});'
       ' write it with tools/export.py --format onnx'
     ) from error
+
+
+def processors() -> int:
+  """How many processors this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
