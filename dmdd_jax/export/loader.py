@@ -21,7 +21,8 @@ import numpy as np
 from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.export import onnx_loader
 
-FORMAT = 'dmdd_jax stablehlo 2'
+# The second has a checksum.
+FORMATS = ('dmdd_jax stablehlo 1', 'dmdd_jax stablehlo 2')
 FUNCTION, METADATA = '__function__', '__metadata__'
 
 
@@ -45,7 +46,7 @@ class Model:
     weights: dict[str, np.ndarray],
   ):
     self.metadata = metadata
-    self.image_size = onnx_loader.check_metadata(metadata, FORMAT)
+    self.image_size = onnx_loader.check_metadata(metadata, FORMATS)
     self._weights = jax.device_put(weights)
     self._call = jax.jit(function.call)
 

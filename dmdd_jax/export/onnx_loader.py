@@ -17,10 +17,12 @@ import json
 import math
 import os
 from typing import Any
+import warnings
 
 import numpy as np
 
-FORMAT = 'dmdd_jax onnx 2'
+# The second has a checksum; files of the first do not name their format.
+FORMATS = ('dmdd_jax onnx 1', 'dmdd_jax onnx 2')
 # Of the file's properties, all of them JSON but these.
 _TEXTS = ('category', 'format', 'program_sha256')
 _NEEDED = (*_TEXTS, 'image_threshold', 'input', 'pixel_threshold')
@@ -73,7 +75,8 @@ class Model:
     nodes = {x.name: x for x in session.get_inputs() + session.get_outputs()}
     if missing := {'images', 'score', 'map'} - nodes.keys():
       raise ValueError(f'it has no {", ".join(sorted(missing))}')
-    self.image_size = side = check_metadata(self.metadata, FORMAT)
+    self.metadata.setdefault('format', FORMATS[0])
+    self.image_size = side = check_metadata(self.metadata, FORMATS)
     for name, kind, shape in (
       ('images', 'tensor(uint8)', ['batch', side, side, 3]),
       ('score', 'tensor(float)', ['batch']),
@@ -197,12 +200,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 _16_BITS = ('PNG', 'PPM')
 
 
-def check_metadata(metadata: dict[str, Any], file_format: str) -> int:
+def check_metadata(metadata: dict[str, Any], formats: tuple[str, str]) -> int:
   """Checks what a file says of itself; a threshold of NaN becomes None.
 
   Args:
     metadata: of a file in one of the two formats.
-    file_format: that the loader reads.
+    formats: that the loader reads; files of the first have no checksum.
 
   Returns:
     The side of its input.
@@ -210,12 +213,14 @@ def check_metadata(metadata: dict[str, Any], file_format: str) -> int:
   Raises:
     ValueError: naming the field, its value and what was expected.
   """
+  if metadata.get('format') == formats[0]:
+    metadata['program_sha256'] = None
   if missing := [name for name in _NEEDED if name not in metadata]:
     raise ValueError(f'it does not say {", ".join(sorted(missing))}')
-  if metadata['format'] != file_format:
+  if metadata['format'] not in formats:
     raise ValueError(
       f'it is of format {metadata["format"]!r}, this version reads'
-      f' {file_format!r}'
+      f' {formats[-1]!r}'
     )
   if not isinstance(metadata['category'], str):
     raise ValueError(f'category is {metadata["category"]!r}, not a name')
@@ -231,7 +236,14 @@ def check_metadata(metadata: dict[str, Any], file_format: str) -> int:
 
 def check_digest(metadata: Mapping[str, Any], digest: str) -> None:
   """Raises ValueError where function or weights are not those of the export."""
-  if metadata['program_sha256'] != digest:
+  if metadata['program_sha256'] is None:
+    warnings.warn(
+      f'the file of {metadata["category"]!r} was exported by an older version'
+      ' and has no checksum: nobody sees whether its weights were changed.'
+      ' Export it again.',
+      stacklevel=2,
+    )
+  elif metadata['program_sha256'] != digest:
     raise ValueError(
       'its function or weights were changed after they were compared with the'
       ' checkpoint, so that the thresholds do not hold'

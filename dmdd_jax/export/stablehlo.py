@@ -29,7 +29,7 @@ def write(program: program_lib.Program, path: str) -> None:
   )
   serialized = bytes(function.serialize())
   metadata = {
-    'format': loader.FORMAT,
+    'format': loader.FORMATS[-1],
     'program_sha256': loader.program_digest(serialized, program.weights),
     'platforms': list(PLATFORMS),
     'calling_convention': function.calling_convention_version,

@@ -103,8 +103,7 @@ def export(
     write(program, partial)
     os.replace(partial, output)
     if file_format == 'onnx':
-      loader_file = os.path.join(os.path.dirname(output), 'dmdd_onnx.py')
-      shutil.copyfile(onnx_loader.__file__, loader_file)
+      copy_loader(output)
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.remove(partial)
@@ -237,9 +236,15 @@ def write_onnx(program: program_lib.Program, path: str) -> None:
     path,
     lambda images: program.function(program.weights, images),
     program.metadata['input']['shape'][1:],
-    {'format': onnx_loader.FORMAT, **program.metadata},
+    {'format': onnx_loader.FORMATS[-1], **program.metadata},
   )
   seal_onnx(path)
+
+
+def copy_loader(path: str) -> None:
+  """Puts the loader of an ONNX file beside it."""
+  beside = os.path.join(os.path.dirname(path), 'dmdd_onnx.py')
+  shutil.copyfile(onnx_loader.__file__, beside)
 
 
 def seal_onnx(path: str) -> None:
