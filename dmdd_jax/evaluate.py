@@ -18,6 +18,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 
+from dmdd_jax import storage
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
@@ -183,12 +184,21 @@ def _spro(
     return region.spro(native.maps, regions, tuple(_SPRO_LIMITS.values()))
 
 
-def write_maps(folder: str | os.PathLike, evaluation: Evaluation) -> None:
-  """Writes the final maps as float32 TIFF, in the layout of data/maps.py."""
+def write_maps(
+  folder: str | os.PathLike, evaluation: Evaluation
+) -> dict[str, str]:
+  """Writes the final maps as float32 TIFF, in the layout of data/maps.py.
+
+  Returns:
+    {path: reason} of the maps that could not be written.
+  """
+  failures: dict[str, str] = {}
   category = evaluation.config.data.category
-  for record, anomaly_map in zip(evaluation.records, evaluation.store.maps):
-    stem = map_files.map_path(folder, category, record)
-    map_files.write_map(f'{stem}.tiff', anomaly_map)
+  stems = map_files.map_paths(folder, category, evaluation.records)
+  for stem, anomaly_map in zip(stems, evaluation.store.maps, strict=True):
+    path = f'{stem}.tiff'
+    storage.attempt(failures, path, map_files.write_map, path, anomaly_map)
+  return failures
 
 
 def _measure(

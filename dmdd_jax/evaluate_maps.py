@@ -62,11 +62,9 @@ def evaluate_maps(
     records = layouts.list_mvtec(data_root, category).test
     scores = []
     with results_lib.MapStore() as store:
-      for record in records:
-        path = map_files.find_map(
-          map_files.map_path(maps_root, category, record)
-        )
-        anomaly_map = map_files.read_map(path)
+      stems = map_files.map_paths(maps_root, category, records)
+      for record, stem in zip(records, stems):
+        anomaly_map = map_files.read_map(map_files.find_map(stem))
         scores.append(map_files.top_mean(anomaly_map, score_top_pixels))
         mask = images_lib.native_mask(record)
         store.append(map_files.resize_map(anomaly_map, mask.shape), mask)

@@ -229,6 +229,34 @@ def test_a_folder_trains_evaluates_and_says_what_is_missing(
   assert again == table
 
 
+def test_own_images_that_moved_are_evaluated_where_they_are(
+  root, tmp_path, monkeypatch
+):
+  """Trained with relative paths; the message says to what."""
+  monkeypatch.chdir(root)
+  run, there = str(tmp_path / 'run'), tmp_path / 'there'
+  expected = run_lib.run_categories(_tiny('', defect='bad', masks='truth'), run)
+  root.rename(there)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(files.MissingDataError) as caught:
+    run_lib.evaluate_run(run)
+  for text in ("'ok' is relative to the working directory", str(tmp_path)):
+    assert text in str(caught.value)
+  changes = {
+    f'data.{field}': str(there / name)
+    for field, name in (('normal', 'ok'), ('defect', 'bad'))
+  }
+  # The split of the normal images goes by their names, not by where they lie.
+  changes['data.masks'] = 'there/truth'
+  assert run_lib.evaluate_run(run, changes=changes) == expected
+  assert run_lib.evaluate_run(run, changes={'data.root': 'there'}) == expected
+  config = json.loads((tmp_path / 'run/folder/results.json').read_text())
+  assert config['config']['data']['root'] == 'there'
+  changes = {'data.test_normal': str(there / 'ok'), 'data.root': 'there'}
+  with pytest.raises(ValueError, match='to recalibrate'):
+    run_lib.evaluate_run(run, changes=changes, recalibrate=True)
+
+
 # Public sets, as their archives unpack.
 
 
@@ -442,8 +470,8 @@ def test_train_good_empty(mvtec):
     path.unlink()
   with pytest.raises(ValueError, match='no image in train/good .it is empty'):
     layouts.list_mvtec(mvtec, 'nut')
-  (mvtec / 'nut/train/good/a.gif').write_bytes(b'x')
-  with pytest.raises(ValueError, match='train/good .a.gif.'):
+  (mvtec / 'nut/train/good/a.doc').write_bytes(b'x')
+  with pytest.raises(ValueError, match='train/good .a.doc.'):
     layouts.list_mvtec(mvtec, 'nut')
 
 

@@ -83,7 +83,7 @@ def test_a_token_that_no_header_can_carry_is_refused(token):
     serve_helpers.serve_app.create_app(
       [serve_helpers.make_model()], token=token
     )
-  security.check_token(security.new_token())
+  security.check_token(security.choose_token(None, False, '0.0.0.0')[0])
 
 
 def test_a_request_may_send_any_bytes_as_a_token():
@@ -261,6 +261,17 @@ runpy.run_path('tools/serve.py', run_name='__main__')
   ]
   assert len(printed) == token
   assert f'served with {printed[0] if token else "none"}' in done.stdout
+
+
+def test_a_token_comes_from_its_file(tmp_path):
+  path = tmp_path / 'token'
+  path.write_text('secret\n')
+  assert security.choose_token(str(path), False, '::') == ('secret', False)
+  with pytest.raises(ValueError, match='--open'):
+    security.choose_token(str(path), True, '::')
+  path.write_text('\n')
+  with pytest.raises(ValueError, match='it is empty'):
+    security.choose_token(str(path), False, '::')
 
 
 def test_the_container_is_open_to_its_network_and_asks_for_a_token():

@@ -14,9 +14,9 @@ from dmdd_jax import evaluate_maps
 from dmdd_jax import storage
 from dmdd_jax.metrics import results
 
-_MAPS = flags.DEFINE_string('maps', None, 'Folder of maps.', required=True)
-_DATA = flags.DEFINE_string('data', None, 'Folder of the data.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
+_MAPS = cli.define_path('maps', None, 'Folder of maps.', required=True)
+_DATA = cli.define_path('data', None, 'Folder of the data.', required=True)
+_OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
 _CATEGORIES = flags.DEFINE_list('categories', [], 'All with maps if empty.')
 _TOP = flags.DEFINE_integer(
   'score_top_pixels', 100, 'Image score: mean of so many highest pixels.'

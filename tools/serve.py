@@ -7,21 +7,20 @@ at http://127.0.0.1:8000/, the description at /openapi.json. Ctrl-C stops.
 """
 
 import sys
-from typing import Any
 
 from absl import app
 from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_multi_string(
-  'workdir', None, "A category's folder, or an exported file.", required=True
+_WORKDIR = cli.define_paths(
+  'workdir', "A category's folder, or an exported file."
 )
 _PORT = flags.DEFINE_integer('port', 8000, 'To listen on.', 1, 65535)
 _HOST = flags.DEFINE_string(
   'host', '127.0.0.1', 'To listen on; 0.0.0.0 is open to the network.'
 )
-_TOKEN_FILE = flags.DEFINE_string(
+_TOKEN_FILE = cli.define_path(
   'token_file',
   None,
   'Its text is asked for as a bearer token. Without it, a server that is open'
@@ -31,7 +30,7 @@ _OPEN = flags.DEFINE_bool('open', False, 'Ask for no token, from anybody.')
 _ALLOWED_HOST = flags.DEFINE_multi_string(
   'allowed_host', [], 'A name it may be asked under, beside its own.'
 )
-_LOG = flags.DEFINE_string(
+_LOG = cli.define_path(
   'log',
   None,
   'A line of JSON for each inspection and each refusal goes to the end of this'
@@ -68,7 +67,9 @@ def main(argv: list[str]) -> None:
   except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; install the extra: pip install -e '.[serve]'")
 
-  token = _token(security)
+  token, is_new = security.choose_token(
+    _TOKEN_FILE.value, _OPEN.value, _HOST.value
+  )
   journal = journal_lib.open_journal(_LOG.value)
   limits = limits_lib.Limits(
     bytes=_MAX_BYTES.value,
@@ -83,26 +84,10 @@ def main(argv: list[str]) -> None:
   models = [serve_models.open_model(path) for path in _WORKDIR.value]
   hosts = security.hosts_of(_HOST.value, _ALLOWED_HOST.value)
   application = serve_app.create_app(models, limits, token, hosts, journal)
+  if is_new:
+    print(f'token: {token}')
   print(f'http://{_HOST.value}:{_PORT.value}/', flush=True)
   serve_app.run(application, _HOST.value, _PORT.value)
-
-
-def _token(security: Any) -> str:
-  """The token of the flags; '' for none."""
-  if _TOKEN_FILE.value:
-    with open(_TOKEN_FILE.value, encoding='utf-8') as file:
-      token = file.read().strip()
-    if not token or _OPEN.value:
-      raise ValueError(
-        f'--token_file={_TOKEN_FILE.value}: '
-        + ('--open asks for none' if token else 'it is empty')
-      )
-    return token
-  if _OPEN.value or _HOST.value in security.LOOPBACK:
-    return ''
-  token = security.new_token()
-  print(f'token: {token}', flush=True)
-  return token
 
 
 if __name__ == '__main__':

@@ -22,9 +22,10 @@ from dmdd_jax.data import records as records_lib
 def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   """Lists the user's own images.
 
-  Relative paths are below `data.root`. Directories are searched with all
-  folders below them. A folder below `data.defect` names the kind of defect. A
-  warning names each missing part and the metrics that need it.
+  Relative paths are below `data.root`, or the working directory. Directories
+  are searched with all folders below them. A folder below `data.defect` names
+  the kind of defect. A warning names each missing part and the metrics that
+  need it.
 
   Args:
     data: `normal`, `defect`, `masks`, `test_normal`, `test_fraction`,
@@ -52,7 +53,7 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   _check_disjoint('normal', normal, 'test_normal', test_normal)
   train = [records_lib.good(path) for path in normal]
   test = [records_lib.good(path) for path in test_normal]
-  if defective and not test:
+  if keeps_test(data):
     train, test = records_lib.split_test(
       train, data['test_fraction'], data['test_seed']
     )
@@ -63,6 +64,11 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
       ' every metric is null'
     )
   return records_lib.Dataset(data['category'], tuple(train), tuple(test))
+
+
+def keeps_test(data: Mapping[str, Any]) -> bool:
+  """Whether a share of the normal images is kept for the test."""
+  return bool(data['defect']) and not data['test_normal']
 
 
 def _resolve(data: Mapping[str, Any], field: str) -> str:

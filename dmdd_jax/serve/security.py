@@ -90,9 +90,33 @@ def check_token(token: str) -> None:
     )
 
 
-def new_token() -> str:
-  """A token that cannot be guessed."""
-  return secrets.token_urlsafe(24)
+def choose_token(
+  token_file: str | None, is_open: bool, address: str
+) -> tuple[str, bool]:
+  """The token of a server.
+
+  Args:
+    token_file: holds it; None if there is none.
+    is_open: nobody is asked for a token.
+    address: that the server listens on; on loopback no token is needed.
+
+  Returns:
+    The token, '' for none, and whether it was made here.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it is empty, or there is a file although nobody is asked.
+  """
+  if token_file is not None:
+    with open(token_file, encoding='utf-8') as file:
+      token = file.read().strip()
+    if not token or is_open:
+      wrong = '--open asks for no token' if token else 'it is empty'
+      raise ValueError(f'--token_file={token_file}: {wrong}')
+    return token, False
+  if is_open or address in LOOPBACK:
+    return '', False
+  return secrets.token_urlsafe(24), True
 
 
 def authorize(headers: Mapping[str, str], token: str) -> None:

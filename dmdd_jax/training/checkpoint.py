@@ -331,7 +331,8 @@ def check_config(
   Raises:
     CheckpointError: naming every differing field and both values.
   """
-  old, new = _flatten(config_lib.upgrade(stored)), _flatten(config)
+  upgraded = config_lib.upgrade(stored)
+  old, new = (config_lib.as_json(c.to_dict()) for c in (upgraded, config))
   for field, (switch, is_on) in _SWITCHED_FIELDS.items():
     if not any(is_on(fields[switch]) for fields in (old, new)):
       del old[field], new[field]
@@ -370,11 +371,3 @@ def _abstract(leaf: Any) -> Any:
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return leaf
   return ocp.utils.to_shape_dtype_struct(leaf)
-
-
-def _flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """{'a.b': value}; tuples become lists, as JSON has them."""
-  return {
-    field: list(value) if isinstance(value, tuple) else value
-    for field, value in config_lib.flatten(config.to_dict()).items()
-  }
