@@ -23,6 +23,7 @@ from PIL import Image
 from PIL import ImageOps
 
 from dmdd_jax.data import files
+from dmdd_jax.data import limits
 from dmdd_jax.data import records as records_lib
 
 # Safe for uploads; other formats (EPS, for example) start programs.
@@ -30,7 +31,7 @@ UPLOAD_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 
 
 class ImageTooLargeError(files.BadImageError):
-  """An image has more pixels than allowed."""
+  """An image has more pixels, or another structure, than is allowed."""
 
 
 def validate(
@@ -127,8 +128,9 @@ def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
     uint8 (size, size, 3) in [0, 255].
 
   Raises:
-    BadImageError: the file is missing, no image or truncated, or has 32-bit
-      integers or floats, whose range is unknown.
+    BadImageError: the file is missing, no image or truncated, is built to
+      take long (see `limits.fault`), or has 32-bit integers or floats, whose
+      range is unknown.
   """
   image = np.asarray(_read(path, _to_rgb))
   return image if size is None else resize_image(image, size)
@@ -145,8 +147,9 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
     uint8 (H, W, 3) RGB in [0, 255].
 
   Raises:
-    ImageTooLargeError: the image has more pixels.
+    ImageTooLargeError: the image has more pixels, or see `limits.fault`.
     BadImageError: the file has another format or is damaged.
+    MemoryError: this process may not use as much as decoding takes.
   """
   try:
     with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as file:
@@ -155,8 +158,10 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
           f'the image has {file.width} x {file.height} pixels; at most'
           f' {max_pixels} are allowed'
         )
+      if fault := limits.fault(file):
+        raise ImageTooLargeError(fault)
       return np.asarray(_to_rgb(ImageOps.exif_transpose(file), file.format))
-  except files.BadImageError:
+  except (files.BadImageError, MemoryError):
     raise
   except Image.DecompressionBombError as error:
     raise ImageTooLargeError(str(error)) from error
@@ -284,8 +289,12 @@ def _read(
   source = path if encoded is None else io.BytesIO(encoded)
   try:
     with Image.open(source, formats=_formats()) as file:
+      if wrong := limits.fault(file):
+        raise files.BadImageError(f'{path}: {wrong}')
       # A transposed copy no longer knows its format.
       return convert(ImageOps.exif_transpose(file), file.format)
+  except files.BadImageError:
+    raise
   except FileNotFoundError:
     fault = 'no such file (or a link to a missing one)'
   except Image.UnidentifiedImageError:
