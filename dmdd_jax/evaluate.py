@@ -24,6 +24,7 @@ from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import intervals
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.metrics import store as store_lib
@@ -195,8 +196,8 @@ def write_maps(
   """
   failures: dict[str, str] = {}
   category = evaluation.config.data.category
-  for record, anomaly_map in zip(evaluation.records, evaluation.store.maps):
-    stem = map_files.map_path(folder, category, record)
+  stems = map_files.map_paths(folder, category, evaluation.records)
+  for stem, anomaly_map in zip(stems, evaluation.store.maps, strict=True):
     path = f'{stem}.tiff'
     storage.attempt(failures, path, map_files.write_map, path, anomaly_map)
   return failures
@@ -219,8 +220,7 @@ def _measure(
       None if unknown else store.masks,
       scores[kind],
       labels,
-      bootstrap=config.eval.bootstrap,
-      seed=config.seed,
+      intervals=config.eval.intervals,
     )
     if unknown:
       _explain(metrics, 'no masks', unknown)
@@ -304,9 +304,9 @@ def _at_threshold(
   """Precision, recall and F1 at the calibrated thresholds.
 
   With the asked and the seen share of good images that are called defective,
-  its 95 % interval under `confidence`, and what speaks against the threshold
-  under `warnings`. Where the truth of pixels is `unknown`, for that reason,
-  theirs are NaN.
+  95 % intervals of the latter and of image recall under `confidence`, and what
+  speaks against the threshold under `warnings`. Where the truth of
+  pixels is `unknown`, for that reason, theirs are NaN.
   """
   metrics = {
     'image_threshold': calibration.image_threshold,
@@ -328,19 +328,24 @@ def _at_threshold(
     reasons |= dict.fromkeys(_PIXEL_AT_THRESHOLD, unknown)
   good = scores[labels == 0]
   metrics['image_false_positive_rate_asked'] = float(asked)
+  confidence = {}
+  defective = int(np.count_nonzero(labels))
+  if defective and not math.isnan(metrics['image_recall']):
+    detected = round(metrics['image_recall'] * defective)
+    confidence['image_recall'] = intervals.share(detected, defective)
   if math.isnan(calibration.image_threshold):
     metrics['image_false_positive_rate'] = math.nan
     reasons['image_false_positive_rate'] = _NO_THRESHOLD
   elif len(good):
     alarms = int(np.count_nonzero(good >= calibration.image_threshold))
     metrics['image_false_positive_rate'] = alarms / len(good)
-    interval = calibration_lib.rate_interval(alarms, len(good))
-    metrics['confidence'] = {'image_false_positive_rate': list(interval)}
+    confidence['image_false_positive_rate'] = intervals.share(alarms, len(good))
     if warnings := calibration_lib.doubts(calibration, good, asked):
       metrics['warnings'] = warnings
   else:
     metrics['image_false_positive_rate'] = math.nan
     reasons['image_false_positive_rate'] = 'no good images'
+  metrics['confidence'] = {k: list(ends) for k, ends in confidence.items()}
   for name, value in metrics.items():
     known = name in reasons or not isinstance(value, float)
     if not known and math.isnan(value):

@@ -24,18 +24,21 @@ FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration file, e.g. configs/mvtec.py:screw.'
 )
-flags.DEFINE_string('workdir', None, 'Of the run; runs/<config> by default.')
+cli.define_path('workdir', None, 'Of the run; runs/<config> by default.')
 _MODES = ('train', 'evaluate', 'predict')
 flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
-flags.DEFINE_string('input', None, 'predict: an image, a folder or a glob.')
-flags.DEFINE_string('output', None, 'predict: where the results go.')
+cli.define_path(
+  'input',
+  None,
+  'predict: an image, a folder, a glob, or a list of paths, .txt.',
+)
+cli.define_path('output', None, 'predict: where the results go.')
 _FORMATS = ('tiff', 'npy', 'none')
 flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
 flags.DEFINE_bool('resume', True, 'predict: go on with the table in --output.')
-flags.DEFINE_bool(
-  'jsonl', False, 'predict: a line of JSON per image to stdout.'
-)
+flags.DEFINE_bool('watch', False, 'predict: take files as they arrive.')
+flags.DEFINE_bool('jsonl', False, 'predict: print a line of JSON per image.')
 flags.DEFINE_string('profile_steps', None, 'train: trace of the steps a:b.')
 flags.DEFINE_string('coordinator', None, "HOST:PORT of process 0, or 'auto'.")
 flags.DEFINE_integer('num_processes', None, 'Number of processes.')
@@ -117,7 +120,10 @@ def set_up_devices(
 
 
 def predict(workdir: str) -> None:
-  """Inspects `--input`; exit status 1 if a file was not read or written."""
+  """Inspects `--input`; exit status 1 if a file was not read or written.
+
+  With --watch the table alone says so, and a signal ends it with status 0.
+  """
   import jax
 
   from dmdd_jax import predict as predict_lib
@@ -136,12 +142,13 @@ def predict(workdir: str) -> None:
     FLAGS.maps,
     FLAGS.overlays,
     resume=FLAGS.resume,
+    watches=FLAGS.watch,
     on_row=print_line if FLAGS.jsonl else None,
   )
   if not FLAGS.jsonl:
     print(summary['table'])
   failed, incomplete = len(summary['failed']), len(summary['incomplete'])
-  if failed or incomplete:
+  if not FLAGS.watch and (failed or incomplete):
     sys.exit(
       f'error: {failed} files could not be read, {incomplete} have no map or'
       ' overlay'

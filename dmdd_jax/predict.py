@@ -7,14 +7,13 @@ Synopsis:
   print(result.score, result.verdict, result.map.shape)
 
   summary = predict.predict('runs/mvtec/screw', 'new/*.png', 'out')
+  predict.predict('runs/mvtec/screw', 'new', 'out', watches=True)
 """
 
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
-import glob
-import itertools
 import os
 from typing import Any
 
@@ -28,6 +27,7 @@ from dmdd_jax import predictions
 from dmdd_jax import sharding
 from dmdd_jax import storage
 from dmdd_jax import verdict as verdict_lib
+from dmdd_jax import watch
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import maps as map_files
@@ -181,6 +181,7 @@ def predict(
   overlays: bool = True,
   *,
   resume: bool = True,
+  watches: bool = False,
   on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
   """Inspects files and writes predictions.csv, .json, maps and overlays.
@@ -197,6 +198,7 @@ def predict(
     map_format: one of `MAP_FORMATS`.
     overlays: write a picture per image, one colour scale for all.
     resume: whether to go on with a table in `output`, or to begin a new one.
+    watches: take files as they arrive, until Ctrl-C or SIGTERM, see `watch`.
     on_row: called with each new row, {column: value}, when it is in the table,
       and for a file that could not be read with {'file', 'error'}.
 
@@ -215,43 +217,73 @@ def predict(
       f'--maps={map_format!r}: choose one of {", ".join(MAP_FORMATS)}'
     )
   output = os.fspath(output)
-  listing = files.list_inputs(pattern, output)
-  paths = listing.images
+  if watches:
+    watch.check(pattern)
+    batches = watch.arrivals(watch.lister(pattern, output))
+    listing = None
+  else:
+    listing = files.list_inputs(pattern, output)
+    batches = [listing.images]
   inspector = load(workdir)
   table = predictions.Table(
     output, _describe(inspector, map_format, overlays), resume
   )
   writer = _Writer(inspector, output, map_format, overlays)
-  base = _base(pattern, paths)
-  pending = table.pending(paths)
-  if len(pending) < len(paths):
-    logging.info(
-      '%d of %d images are in %s already',
-      *(len(paths) - len(pending), len(paths), table.path),
-    )
-  failed = dict(listing.faults)
-  with (
-    preemption.watched(interrupts=True),
-    tqdm.tqdm(
-      total=len(paths), initial=len(paths) - len(pending), unit='image'
-    ) as progress,
-  ):
-    for row in _inspect_files(inspector, pending, base, writer):
-      if 'score' in row:
-        table.append(row)
-      else:
-        failed[row['file']] = row['error']
-      if on_row is not None:
-        on_row(row)
-      progress.update()
+  base = _base(pattern, listing.images if listing else ())
+  failed: dict[str, str] = {}
+
+  def note(row: dict[str, Any]) -> None:
+    if 'score' in row:
+      table.append(row)
+      failed.pop(row['file'], None)
+    else:
+      failed[row['file']] = row['error']
+    if on_row is not None:
+      on_row(row)
+
+  with preemption.watched(interrupts=True):
+    if listing is None:
+      logging.info('watching %s; Ctrl-C or SIGTERM ends it', pattern)
+    else:
+      for name, reason in listing.faults.items():
+        note({'file': name, 'error': reason})
+    for paths in batches:
+      _inspect_batch(inspector, table, paths, base, writer, note)
     ended = preemption.received()
-    rows = table.finish(failed, listing.others, finished=not ended)
-    summary = _summarize(rows, paths, failed, table.path)
-    if ended:
+    rows = table.finish(
+      failed, listing.others if listing else (), finished=watches or not ended
+    )
+    asked = None if listing is None else listing.images
+    summary = _summarize(rows, asked, failed, table.path)
+    if ended and listing is not None:
       preemption.leave(
-        f'{summary["images"]} of {len(paths)} images are in {table.path}'
+        f'{summary["images"]} of {len(listing.images)} images are in'
+        f' {table.path}'
       )
   return summary
+
+
+def _inspect_batch(
+  inspector: Inspector,
+  table: predictions.Table,
+  paths: Sequence[str],
+  base: str,
+  writer: '_Writer',
+  note: Callable[[dict[str, Any]], None],
+) -> None:
+  """Inspects those of the files that are not in the table; notes each row."""
+  pending = table.pending(paths)
+  if not pending and not paths:  # Nothing arrived.
+    return
+  known = len(paths) - len(pending)
+  if known:
+    logging.info(
+      '%d of %d images are in %s already', *(known, len(paths), table.path)
+    )
+  with tqdm.tqdm(total=len(paths), initial=known, unit='image') as progress:
+    for row in _inspect_files(inspector, pending, base, writer):
+      note(row)
+      progress.update()
 
 
 def _describe(
@@ -273,27 +305,22 @@ def _base(pattern: str, paths: Sequence[str]) -> str:
   It is the one that `pattern` names, not what the images of today share: new
   ones must not move the outputs of older ones.
   """
-  pattern = os.path.expanduser(pattern)
   folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-  if os.path.isdir(pattern):
-    folders.append(os.path.abspath(pattern))
-  elif not os.path.exists(pattern):
-    fixed = itertools.takewhile(
-      lambda part: not glob.has_magic(part), pattern.split(os.sep)[:-1]
-    )
-    folders.append(os.path.abspath(os.sep.join([*fixed, ''])))
+  if not os.path.isfile(os.path.expanduser(pattern)):
+    folders.append(watch.fixed_folder(pattern))
   return os.path.commonpath(folders)
 
 
 def _summarize(
   rows: Sequence[Mapping[str, Any]],
-  paths: Sequence[str],
+  paths: Sequence[str] | None,
   failed: dict[str, str],
   table: str,
 ) -> dict[str, Any]:
-  """Counts the last rows of the files; see `predict`."""
-  asked = set(paths)
-  last = {row['file']: row for row in rows if row['file'] in asked}
+  """Counts the last rows of the files, or of all; see `predict`."""
+  last = {row['file']: row for row in rows}
+  if paths is not None:
+    last = {path: last[path] for path in paths if path in last}
   incomplete = {
     name: row['error'] for name, row in last.items() if row['error']
   }

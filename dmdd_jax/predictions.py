@@ -9,8 +9,8 @@ Synopsis:
 
   table = predictions.Table('out', {'step': 100}, resume=True)
   for path in table.pending(paths):
-    table.append(predictions.row(...))
-  rows = table.finish(failed)
+    table.append({'file': path, 'score': 1.2, ...})
+  rows = table.finish(failed, ignored, finished=True)
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -144,7 +144,7 @@ def test_native_resolution_uses_each_masks_own_size(records, tmp_path):
   assert metrics['resolution'] == 'native'
   # The square's edges fall between pixels of the map: still ranked rightly.
   assert metrics['pixel_auroc'] == metrics['model']['pixel_auroc'] == 1.0
-  stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', records[-1])
+  stem = map_files.map_paths(tmp_path / 'maps', 'toy', records)[-1]
   native = map_files.read_map(map_files.find_map(stem))
   assert native.shape == (2 * SIZE, 2 * SIZE)
   # Half way up the blurred edge the map has the mask's area.
@@ -155,8 +155,8 @@ def test_maps_are_written_as_they_were_scored(records, tmp_path):
   predictor = FakePredictor(_config())
   with _evaluation(predictor, records) as evaluation:
     evaluate.write_maps(tmp_path / 'maps', evaluation)
-  for record in records:
-    stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', record)
+  stems = map_files.map_paths(tmp_path / 'maps', 'toy', records)
+  for stem, record in zip(stems, records):
     found = map_files.read_map(map_files.find_map(stem))
     image = images_lib.read_image(record.image, SIZE)
     np.testing.assert_array_equal(

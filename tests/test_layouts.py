@@ -127,12 +127,33 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
     layouts.list_dataset(data)
 
 
+def test_a_list_and_a_glob_of_folders_name_images(tmp_path):
+  for lot in ('lot1', 'lot2'):
+    layout_helpers.save(tmp_path / lot / 'ok/000.png', layout_helpers.picture())
+    layout_helpers.save(tmp_path / lot / 'ko/000.png', layout_helpers.picture())
+  (tmp_path / 'lists').mkdir()
+  (tmp_path / 'lists/ko.txt').write_text('../lot1/ko\n../lot2/ko/000.png\n')
+  fields = {'normal': 'lot1/ok/000.png', 'test_normal': 'lot[2]/o*'}
+  data = _data(tmp_path, defect='lists/ko.txt', **fields)
+  dataset = layouts.list_dataset(data)
+  assert [record.image for record in dataset.train + dataset.test] == [
+    f'{tmp_path}/lot1/ok/000.png',
+    f'{tmp_path}/lot2/ok/000.png',
+    f'{tmp_path}/lists/../lot1/ko/000.png',
+    f'{tmp_path}/lists/../lot2/ko/000.png',
+  ]
+
+
 @pytest.mark.parametrize(
   ('fields', 'error', 'text'),
   [
     ({'normal': ''}, FileNotFoundError, 'no normal images'),
-    ({'normal': 'gone'}, FileNotFoundError, r'data\.normal: found no dir'),
-    ({'normal': 'ok/*.jpg'}, FileNotFoundError, 'matches it as a glob'),
+    (
+      {'normal': 'gone'},
+      FileNotFoundError,
+      r'data\.normal=.*gone: holds no image',
+    ),
+    ({'normal': 'ok/*.jpg'}, FileNotFoundError, r'jpg: holds no image'),
     ({'normal': 'empty'}, ValueError, r'data\.normal: found no image'),
     ({'defect': 'ok'}, ValueError, 'name the same 10 images'),
     (

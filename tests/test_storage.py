@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import resource
 
@@ -74,6 +75,15 @@ def test_what_is_written_is_whole_or_not_there(where, bucket, monkeypatch):
   assert storage.folders(where, 'c.txt') == []
   assert storage.folders('nowhere', 'b.txt') == []
   monkeypatch.chdir(bucket.parent.parent / 'here')
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
+  name = os.fsdecode(b'caf\xe9.csv')
+  storage.write_text(tmp_path / name, f'file\n{name}\n')
+  assert os.listdir(os.fsencode(tmp_path)) == [b'caf\xe9.csv']
+  assert (tmp_path / name).read_bytes() == b'file\ncaf\xe9.csv\n'
+  document = json.loads(results_lib.format_json({'file': name}))
+  assert document == {'file': name}
 
 
 def test_names_are_absolute_or_remote(monkeypatch, tmp_path):

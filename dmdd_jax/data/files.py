@@ -212,20 +212,7 @@ def list_inputs(
     MissingDataError: there is no image.
     DatasetError: none of the folders can be listed.
   """
-  name = os.path.expanduser(os.fspath(pattern))
-  if os.path.isdir(name):
-    listing = look([name], output)
-  elif os.path.lexists(name):
-    is_list = os.path.splitext(name)[1].lower() == '.txt'
-    paths = read_list(name) if is_list else [name]
-    listing = look(paths, output, as_images=True)
-  else:
-    # By its own name, rather than that of a link to its folder.
-    paths = sorted(
-      _matches(name), key=lambda p: (os.path.isdir(p), os.path.islink(p), p)
-    )
-    listing = look(paths, output)
-    listing = dataclasses.replace(listing, images=tuple(sorted(listing.images)))
+  listing = look_for(pattern, output)
   skipped = listing.skipped()
   if not listing.images:
     for fault in listing.faults.values():
@@ -239,6 +226,25 @@ def list_inputs(
   if skipped:
     logging.warning('%s: not looked at: %s', field, skipped)
   return listing
+
+
+def look_for(
+  pattern: str | os.PathLike, output: str | os.PathLike | None = None
+) -> Listing:
+  """Like `list_inputs`, but logs nothing, and there may be no image."""
+  name = os.path.expanduser(os.fspath(pattern))
+  if os.path.isdir(name):
+    return look([name], output)
+  if os.path.lexists(name):
+    is_list = os.path.splitext(name)[1].lower() == '.txt'
+    paths = read_list(name) if is_list else [name]
+    return look(paths, output, as_images=True)
+  # By its own name, rather than that of a link to its folder.
+  paths = sorted(
+    _matches(name), key=lambda p: (os.path.isdir(p), os.path.islink(p), p)
+  )
+  listing = look(paths, output)
+  return dataclasses.replace(listing, images=tuple(sorted(listing.images)))
 
 
 def read_list(path: str) -> list[str]:

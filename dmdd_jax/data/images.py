@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import io
 import os
+from typing import TypeVar
 
 from absl import logging
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 from PIL import ImageOps
 
 from dmdd_jax.data import files
+from dmdd_jax.data import limits
 from dmdd_jax.data import records as records_lib
 
 # Safe for uploads; other formats (EPS, for example) start programs.
@@ -33,6 +35,7 @@ UPLOAD_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 # Pixels an image may have by default: Pillow refuses larger ones.
 MAX_PIXELS = 178_956_970
 _allowed = MAX_PIXELS
+_T = TypeVar('_T')
 _WAY_OUT = (
   '. To read it, raise config.data.max_pixels; a pixel takes 3 bytes of memory,'
   ' several times over. Or cut the image into several files. Small defects of a'
@@ -48,7 +51,7 @@ _INVERTED_SHARE, _INVERTED_EDGE = 0.5, 0.9
 
 
 class ImageTooLargeError(files.BadImageError):
-  """An image has more pixels than allowed."""
+  """An image has more pixels, or another structure, than is allowed."""
 
 
 def allow_pixels(count: int) -> None:
@@ -78,7 +81,7 @@ def check_size(width: int, height: int, max_pixels: int | None = None) -> None:
 
 
 def _open(
-  source: str | io.BytesIO, formats: Sequence[str], max_pixels: int | None
+  source: str | io.BytesIO, formats: tuple[str, ...], max_pixels: int | None
 ) -> Image.Image:
   """`PIL.Image.open` with the limit of `check_size` in place of Pillow's."""
   limit = _allowed if max_pixels is None else max_pixels
@@ -94,6 +97,8 @@ def _open(
     ) from error
   try:
     check_size(file.width, file.height, max_pixels)
+    if fault := limits.fault(file):
+      raise ImageTooLargeError(fault)
   except ImageTooLargeError:
     file.close()
     raise
@@ -262,7 +267,9 @@ def peak(path: str | os.PathLike) -> int:
 
 def _peak(image: Image.Image, source: str | None) -> int:
   del source
-  return int(image.getextrema()[1]) if image.mode[0] == 'I' else 0
+  if image.mode[0] != 'I':
+    return 0
+  return int(np.asarray(image).max(initial=0))
 
 
 def _look(record: records_lib.Record) -> _Look:
@@ -309,7 +316,8 @@ def read_image(
     uint8 (size, size, 3) in [0, 255].
 
   Raises:
-    ImageTooLargeError: it has more pixels than `allow_pixels` allows.
+    ImageTooLargeError: it has more pixels than `allow_pixels` allows, or is
+      built to take long (see `limits.fault`).
     BadImageError: the file is missing, no image or truncated, or has 32-bit
       integers or floats, whose range is unknown, or values below 0.
   """
@@ -329,14 +337,15 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
     uint8 (H, W, 3) RGB in [0, 255].
 
   Raises:
-    ImageTooLargeError: the image has more pixels.
+    ImageTooLargeError: the image has more pixels, or see `limits.fault`.
     BadImageError: the file has another format or is damaged.
+    MemoryError: this process may not use as much as decoding takes.
   """
   try:
     with _open(io.BytesIO(content), UPLOAD_FORMATS, max_pixels) as file:
       source = _source(file)
       return np.asarray(_to_rgb(ImageOps.exif_transpose(file), source))
-  except files.BadImageError:
+  except (files.BadImageError, MemoryError):
     raise
   except Image.UnidentifiedImageError:
     fault = f'is none of {", ".join(UPLOAD_FORMATS)}'
@@ -450,9 +459,9 @@ def _read_binary(path: str | os.PathLike) -> Image.Image:
 
 def _read(
   path: str | os.PathLike,
-  convert: Callable[[Image.Image, str | None], Image.Image],
+  convert: Callable[[Image.Image, str | None], _T],
   encoded: bytes | None = None,
-) -> Image.Image:
+) -> _T:
   """Decodes a file in full, upright, converted; all faults as BadImageError.
 
   With `encoded`, the content of the file, the file itself is not read.

@@ -31,6 +31,7 @@ from PIL import features
 from PIL import Image
 
 from dmdd_jax import storage
+from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import store as store_lib
@@ -111,7 +112,8 @@ def read_scores(folder: str | os.PathLike) -> list[dict[str, Any]]:
   if not storage.path(path).exists():
     return []
   try:
-    text = storage.path(path).read_bytes().decode()
+    content = storage.path(path).read_bytes()
+    text = content.decode('utf-8', 'surrogateescape')
     return [
       {
         **row,
@@ -284,7 +286,7 @@ def _overlap(prediction: np.ndarray, mask: np.ndarray) -> float | None:
 
 def _relative(paths: Sequence[str], root: str) -> list[str]:
   """Paths relative to the root, with slashes; others as they are."""
-  root = os.path.abspath(root) if root else ''
+  root = files.absolute(root) if root else ''
   if not root and paths:
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
   names = []

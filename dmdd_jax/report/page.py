@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import importlib.resources
 import os
+from typing import Any
 
 from absl import logging
 import jinja2
@@ -80,6 +81,14 @@ def write(
   return path
 
 
+def _finalize(value: Any) -> Any:
+  """A value of the page; of names that are not UTF-8, U+FFFD for each byte."""
+  if not isinstance(value, str) or value.isascii():
+    return value
+  text = value.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+  return type(value)(text)
+
+
 def _render(workdir: str, categories: Sequence[category_lib.Category]) -> str:
   """The page's text."""
   package = importlib.resources.files('dmdd_jax.report')
@@ -92,6 +101,7 @@ def _render(workdir: str, categories: Sequence[category_lib.Category]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    finalize=_finalize,
   )
   environment.policies['json.dumps_kwargs'] = {'separators': (',', ':')}
   environment.filters['percent'] = sections.percent

@@ -193,15 +193,16 @@ def read_newest(
   if step is not None:
     return read(_existing(manager, step))
   _existing(manager, None)
-  steps = sorted(manager.all_steps(), reverse=True)
+  steps, reasons = sorted(manager.all_steps(), reverse=True), []
   for candidate in steps:
     try:
       return read(candidate)
     except DamagedError as error:
       logging.warning('%s; trying the checkpoint before it', error)
+      reasons.append(str(error))
   raise CheckpointError(
     f'no checkpoint in {manager.directory} can be read: {steps} are damaged;'
-    ' use another --workdir to start again, or remove them'
+    f' use another --workdir to start again, or remove them. {reasons[0]}'
   )
 
 
