@@ -26,8 +26,6 @@ def evaluate_maps(
   categories: Sequence[str] = (),
   *,
   score_top_pixels: int = 100,
-  bootstrap: int = 0,
-  seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
   """Evaluates maps against ground truth, each category by itself.
 
@@ -38,8 +36,6 @@ def evaluate_maps(
     categories: which; by default those that have a folder of maps.
     score_top_pixels: the image score is the mean of the map's highest pixels,
       this many; 1 is the maximum. How our runs score: `head.score_weight`.
-    bootstrap: resamples for confidence intervals; 0 is none.
-    seed: of the resamples.
 
   Returns:
     {category: what `metrics.results.compute` returns}
@@ -73,8 +69,6 @@ def evaluate_maps(
         None,
         np.array(scores),
         np.array([record.label for record in records]),
-        bootstrap=bootstrap,
-        seed=seed,
       )
     logging.info('%s: %d maps', category, len(records))
   return rows

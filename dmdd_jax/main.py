@@ -37,9 +37,8 @@ _FORMATS = ('tiff', 'npy', 'none')
 flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
 flags.DEFINE_bool('resume', True, 'predict: go on with the table in --output.')
-flags.DEFINE_bool(
-  'jsonl', False, 'predict: a line of JSON per image to stdout.'
-)
+flags.DEFINE_bool('watch', False, 'predict: take files as they arrive.')
+flags.DEFINE_bool('jsonl', False, 'predict: print a line of JSON per image.')
 flags.DEFINE_string('profile_steps', None, 'train: trace of the steps a:b.')
 flags.DEFINE_string('coordinator', None, "HOST:PORT of process 0, or 'auto'.")
 flags.DEFINE_integer('num_processes', None, 'Number of processes.')

@@ -339,7 +339,7 @@ def evaluate_workdir(
     workdir: the category's folder.
     output: where to write `results.json`, `pictures/`, `scores.csv` and
       `report_data.zip`; the workdir.
-    changes: {'data.root': 'new', 'eval.bootstrap': 1000}, see
+    changes: {'data.root': 'new', 'eval.intervals': False}, see
       `config.for_evaluation`; the data lie where they lay in training by
       default.
     given: a config of the run, whose `eval` and paths count as changes too.

@@ -22,6 +22,17 @@ cli.run(main)
 """
 
 
+@pytest.mark.parametrize('flag', ['--help', '--helpshort', '--helpfull'])
+def test_help_is_no_error(tmp_path, flag):
+  path = tmp_path / 'program.py'
+  path.write_text(PROGRAM)
+  done = subprocess.run(
+    [sys.executable, str(path), flag], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'program.py' in done.stdout
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc is on Linux')
 @pytest.mark.parametrize('given', [None, '', 'glibc.malloc.check=1'])
 def test_huge_pages_unless_the_user_has_set_the_variable(tmp_path, given):
@@ -126,3 +137,25 @@ def test_a_setting_without_its_configuration_says_what_is_missing():
   argv = ['main', '--mode=evaluate', '--config.data.normal=new']
   for text in ('--config.data.normal', '--config=FILE'):
     assert text in cli.explain_config_error(argv)
+
+
+INTERRUPTED = """
+import os
+import signal
+from dmdd_jax import cli
+
+def main(argv):
+  os.kill(os.getpid(), signal.SIGINT)
+
+cli.run(main)
+"""
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+  path = tmp_path / 'program.py'
+  path.write_text(INTERRUPTED)
+  process = subprocess.run(
+    [sys.executable, str(path)], capture_output=True, text=True
+  )
+  assert process.returncode == 130
+  assert process.stderr == 'interrupted: the same command continues\n'

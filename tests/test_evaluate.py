@@ -279,3 +279,37 @@ def test_undefined_figures_are_null_with_a_reason(records):
   assert np.isnan(metrics['image_auroc']) and np.isnan(metrics['au_pro'])
   assert 'image_auroc' in metrics['undefined']
   json.dumps(metrics, default=float)
+
+
+FIGURES = ('precision', 'recall', 'f1')
+
+
+def test_without_a_threshold_there_are_no_figures_at_it(records):
+  metrics = _metrics(FakePredictor(_config()), records, threshold=np.nan)
+  at = metrics['at_threshold']
+  for name in (
+    *(
+      f'{level}_{figure}' for level in ('image', 'pixel') for figure in FIGURES
+    ),
+    'image_threshold',
+    'image_false_positive_rate',
+  ):
+    assert np.isnan(at[name]), name
+    assert at['undefined'][name] == 'no threshold: no image was held out'
+  assert 'confidence' not in at
+
+
+def test_each_figure_without_a_value_says_why(records):
+  at = _metrics(FakePredictor(_config()), records, 2.0)['at_threshold']
+  assert at['undefined'] == {
+    f'{level}_precision': f'no {level} reaches the threshold'
+    for level in ('image', 'pixel')
+  }
+  good = [record for record in records if not record.label]
+  at = _metrics(FakePredictor(_config()), good, 2.0)['at_threshold']
+  nothing = 'no defective images'
+  assert at['undefined']['image_recall'] == nothing
+  assert at['undefined']['image_f1'].startswith(nothing)
+  bad = [record for record in records if record.label]
+  at = _metrics(FakePredictor(_config()), bad)['at_threshold']
+  assert at['undefined'] == {'image_false_positive_rate': 'no good images'}

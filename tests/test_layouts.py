@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import layout_helpers
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from configs import folder as folder_config
 from dmdd_jax import run as run_lib
+from dmdd_jax import train
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -124,12 +126,33 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
     layouts.list_dataset(data)
 
 
+def test_a_list_and_a_glob_of_folders_name_images(tmp_path):
+  for lot in ('lot1', 'lot2'):
+    layout_helpers.save(tmp_path / lot / 'ok/000.png', layout_helpers.picture())
+    layout_helpers.save(tmp_path / lot / 'ko/000.png', layout_helpers.picture())
+  (tmp_path / 'lists').mkdir()
+  (tmp_path / 'lists/ko.txt').write_text('../lot1/ko\n../lot2/ko/000.png\n')
+  fields = {'normal': 'lot1/ok/000.png', 'test_normal': 'lot[2]/o*'}
+  data = _data(tmp_path, defect='lists/ko.txt', **fields)
+  dataset = layouts.list_dataset(data)
+  assert [record.image for record in dataset.train + dataset.test] == [
+    f'{tmp_path}/lot1/ok/000.png',
+    f'{tmp_path}/lot2/ok/000.png',
+    f'{tmp_path}/lists/../lot1/ko/000.png',
+    f'{tmp_path}/lists/../lot2/ko/000.png',
+  ]
+
+
 @pytest.mark.parametrize(
   ('fields', 'error', 'text'),
   [
     ({'normal': ''}, FileNotFoundError, 'no normal images'),
-    ({'normal': 'gone'}, FileNotFoundError, r'data\.normal: found no dir'),
-    ({'normal': 'ok/*.jpg'}, FileNotFoundError, 'matches it as a glob'),
+    (
+      {'normal': 'gone'},
+      FileNotFoundError,
+      r'data\.normal=.*gone: holds no image',
+    ),
+    ({'normal': 'ok/*.jpg'}, FileNotFoundError, r'jpg: holds no image'),
     ({'normal': 'empty'}, ValueError, r'data\.normal: found no image'),
     ({'defect': 'ok'}, ValueError, 'name the same 10 images'),
     (
@@ -255,6 +278,15 @@ def test_own_images_that_moved_are_evaluated_where_they_are(
   changes = {'data.test_normal': str(there / 'ok'), 'data.root': 'there'}
   with pytest.raises(ValueError, match='to recalibrate'):
     run_lib.evaluate_run(run, changes=changes, recalibrate=True)
+
+
+def test_training_images_that_repeat_are_named(root, warnings):
+  for name in ('copy.png', 'again.png'):
+    shutil.copy(root / 'ok/3.png', root / 'ok' / name)
+  train.load_data(_tiny(root))
+  repeated = [text for text in warnings if 'repeat' in text]
+  assert len(repeated) == 1 and '2 of 12 normal images' in repeated[0]
+  assert 'copy.png' in repeated[0]
 
 
 # Public sets, as their archives unpack.

@@ -1,7 +1,7 @@
 """Your own images: the layout 'folder'.
 
-A directory or a glob of normal images, and optionally of defective ones, of
-masks, and of normal images for the test.
+A directory, a glob or a list of normal images, and optionally of defective
+ones, of masks (a directory), and of normal images for the test.
 
 Synopsis:
 
@@ -9,7 +9,6 @@ Synopsis:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import glob
 import os
 from typing import Any
 
@@ -82,7 +81,7 @@ def _resolve(data: Mapping[str, Any], field: str) -> str:
 def _find(
   data: Mapping[str, Any], field: str, masks_root: str
 ) -> tuple[str, ...]:
-  """The images of a directory or a glob; () where the field is not set.
+  """The images that a field names; () where it is not set.
 
   Raises:
     MissingDataError, DatasetError: there is no image; the message names the
@@ -99,21 +98,16 @@ def _find(
         f' {path}: put the masks into a directory of their own'
       )
   else:
-    names = sorted(glob.glob(path, recursive=True))
-    paths = tuple(
-      name for name in names if files.is_image(name) and not os.path.isdir(name)
-    )
-    if not paths:
-      raise files.MissingDataError(
-        f'config.data.{field}: found no directory {path}, nor an image that'
-        ' matches it as a glob'
-      )
+    listing = files.list_inputs(path, field=f'config.data.{field}')
+    for fault in listing.faults.values():
+      raise files.DatasetError(fault)
+    paths = listing.images
   masks = os.path.join(masks_root, '') if masks_root else None
   paths = tuple(p for p in paths if not (masks and p.startswith(masks)))
   if not paths:
     raise files.DatasetError(
       f'config.data.{field}: found no image in {path}, expected at least one'
-      f' file with a suffix of {" ".join(files.SUFFIXES)} (any depth)'
+      f' file of {", ".join(files.FORMATS)} (any depth)'
     )
   return paths
 
