@@ -365,7 +365,8 @@ def upgrade(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
     weights = [fields.get(f'loss.{name}_weight') for name in ('ngm', 'aim')]
     absent['head.untrained_maps'] = 'loss.focus' in absent and 0 in weights
   config = ml_collections.ConfigDict(stored)
-  config.get('eval', {}).pop('bootstrap', None)
+  if 'bootstrap' in config.get('eval', {}):
+    del config.eval.bootstrap
   for field, value in absent.items():
     *path, name = field.split('.')
     part = config
