@@ -42,7 +42,7 @@ from dmdd_jax.training import train_state
 MAP_FORMATS = ('tiff', 'npy', 'none')
 # Threads that decode, threads that write, and images that wait to be written.
 # Each holds an image or a map at its own size, so they bound the memory.
-_READERS, _WRITERS, _WAITING = 8, 2, 8
+_READERS, _WRITERS, _WAITING = 8, 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,6 +399,8 @@ def _inspect_files(
       read = [item for item in items if isinstance(item, _Item)]
       results = iter(inspector.inspect([item.image for item in read]))
       for path, item in zip(names, items, strict=True):
+        if preemption.received():
+          break
         if isinstance(item, Exception):
           logging.error('skipped: %s', item)
           row = {'file': path, 'error': str(item)}
