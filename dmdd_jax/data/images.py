@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
 import io
 import os
+from typing import Any
 
 from absl import logging
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
 
@@ -218,6 +220,23 @@ def native_mask(record: records_lib.Record) -> np.ndarray:
   return np.zeros(read_image(record.image, None).shape[:2], np.uint8)
 
 
+def native_size(path: str | os.PathLike) -> tuple[int, int]:
+  """Height and width of an upright image, from its header alone.
+
+  Raises:
+    BadImageError: the file is missing or no image.
+  """
+
+  def measure(file: Image.Image) -> tuple[int, int]:
+    # Whether a turned image's header has its upright size depends on the format
+    # and on Pillow's version.
+    if file.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+      file = ImageOps.exif_transpose(file)
+    return file.height, file.width
+
+  return _open(path, measure)
+
+
 def load_arrays(
   records: Sequence[records_lib.Record], size: int, num_threads: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -272,11 +291,24 @@ def _read(
 
   With `encoded`, the content of the file, the file itself is not read.
   """
+
+  def upright(file: Image.Image) -> Image.Image:
+    # A transposed copy no longer knows its format.
+    return convert(ImageOps.exif_transpose(file), file.format)
+
+  return _open(path, upright, encoded)
+
+
+def _open(
+  path: str | os.PathLike,
+  use: Callable[[Image.Image], Any],
+  encoded: bytes | None = None,
+) -> Any:
+  """What `use` makes of an opened file; all faults as BadImageError."""
   path = os.fspath(path)
   try:
     with Image.open(path if encoded is None else io.BytesIO(encoded)) as file:
-      # A transposed copy no longer knows its format.
-      return convert(ImageOps.exif_transpose(file), file.format)
+      return use(file)
   except FileNotFoundError:
     fault = 'no such file (or a link to a missing one)'
   except Image.UnidentifiedImageError:
