@@ -36,8 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
   data = ml_collections.ConfigDict()
-  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad_2', 'visa', 'btad',
-  # 'mpdd', 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own,
+  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad_2', 'visa',
+  # 'btad', 'mpdd', 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own,
   # configs/folder.py).
   data.name = 'mvtec_ad'
   # Folder that holds one folder per category, or the unpacked set.

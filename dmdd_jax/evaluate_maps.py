@@ -62,8 +62,7 @@ def evaluate_maps(
   score: str = '',
   resize: bool = False,
   pro_limits: Sequence[float] = (0.3, 0.05),
-  bootstrap: int = 0,
-  seed: int = 0,
+  rows: bool = True,
 ) -> dict[str, Evaluated]:
   """Evaluates maps and scores against ground truth, category by category.
 
@@ -80,8 +79,8 @@ def evaluate_maps(
       'top100' without. They are taken before a map is resized.
     resize: whether maps of another size than their image are resized.
     pro_limits: false-positive rates up to which AU-PRO (and sPRO) is taken.
-    bootstrap: resamples for confidence intervals; 0 is none.
-    seed: of the resamples.
+    rows: whether to measure each image's map and each defect, which takes as
+      long as all the rest.
 
   Returns:
     {category: what was measured}
@@ -122,7 +121,7 @@ def evaluate_maps(
       if top is None:
         scores = given[name]
       evaluated[name] = _measure(
-        _fields(data, name), tests, store, scores, pro_limits, bootstrap, seed
+        _fields(data, name), tests, store, scores, pro_limits, rows
       )
     evaluated[name].metrics['image_score'] = score or (
       'csv' if top is None else f'top{top}'
@@ -326,8 +325,7 @@ def _measure(
   store: results_lib.MapStore,
   scores: Sequence[float | None],
   pro_limits: Sequence[float],
-  bootstrap: int,
-  seed: int,
+  rows: bool,
 ) -> Evaluated:
   """All figures of a category; of pixels where there are maps and masks."""
   labels = np.array([record.label for record in records])
@@ -338,8 +336,6 @@ def _measure(
     np.array(scores, float),
     labels,
     pro_limits=pro_limits,
-    bootstrap=bootstrap,
-    seed=seed,
   )
   if unknown:
     truth_lib.explain(metrics, 'no masks', unknown)
@@ -354,18 +350,20 @@ def _measure(
   ]
   if unknown or not len(store):
     return Evaluated(metrics, images, [])
-  pixels = region.prepare(store, None)
-  defects = details.defects(pixels, pro_limits)
-  rows = details.images(pixels, labels, defects)
-  images = [image | row for image, row in zip(images, rows, strict=True)]
-  named = []
-  for row in defects:
-    index = row.pop('image')
-    named.append({k: images[index][k] for k in ('file', 'defect')} | row)
   if data['name'] == loco.NAME:
     limits = {
       results_lib.pro_key(limit).replace('au_pro', 'spro'): limit
       for limit in pro_limits
     }
     truth_lib.add_spro(metrics, data, records, store.maps, limits)
+  if not rows:
+    return Evaluated(metrics, images, [])
+  pixels = region.prepare(store, None)
+  defects = details.defects(pixels, pro_limits)
+  measured = details.images(pixels, labels, defects)
+  images = [image | row for image, row in zip(images, measured, strict=True)]
+  named = []
+  for row in defects:
+    image = images[row.pop('image')]
+    named.append({'file': image['file'], 'defect': image['defect'], **row})
   return Evaluated(metrics, images, named)

@@ -241,6 +241,7 @@ def test_scores_of_a_csv_beside_maps_and_the_rows(tmp_path):
   assert found['au_pro_01'] == pytest.approx(at_a_tenth)
   texts = evaluate_maps.tables(evaluated)
   assert 'Image score: csv.' in texts['results.md']
+  assert '| au_pro_01 |' in texts['results.md']
   for name in ('images.csv', 'defects.csv'):
     (tmp_path / name).write_text(texts[name])
   rows = _read(tmp_path / 'images.csv')
@@ -519,3 +520,12 @@ def test_spro_of_loco(tmp_path):
     values.append(value)
   assert found['spro_005'] == pytest.approx(np.mean(values))
   assert 'spro' not in found
+
+
+def test_without_rows_the_figures_are_the_same(tmp_path, nut):
+  data, records, maps = nut
+  found = evaluate_maps.evaluate_maps(str(tmp_path / 'maps'), data, rows=False)[
+    'nut'
+  ]
+  _same(found.metrics, _expected(records, maps))
+  assert not found.defects and 'aupimo' not in found.images[0]

@@ -47,6 +47,9 @@ _LIMITS = flags.DEFINE_list(
   ['0.3', '0.05'],
   'False-positive rates up to which AU-PRO is taken.',
 )
+_ROWS = flags.DEFINE_bool(
+  'rows', True, 'Measure each image and defect; doubles the time.'
+)
 _FOLDER = {
   name: flags.DEFINE_string(name, '', f'--layout folder: {text} below --data.')
   for name, text in {
@@ -55,8 +58,6 @@ _FOLDER = {
     'masks': 'their masks',
   }.items()
 }
-_BOOTSTRAP = flags.DEFINE_integer('bootstrap', 0, 'Resamples; 0 is none.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resamples.')
 
 
 def main(argv: list[str]) -> None:
@@ -72,8 +73,7 @@ def main(argv: list[str]) -> None:
     score=_SCORE.value,
     resize=_RESIZE.value,
     pro_limits=[float(limit) for limit in _LIMITS.value],
-    bootstrap=_BOOTSTRAP.value,
-    seed=_SEED.value,
+    rows=_ROWS.value,
   )
   tables = evaluate_maps.tables(evaluated)
   storage.write_texts(_OUTPUT.value, tables)
