@@ -64,7 +64,7 @@ def _run(program, folder):
 
 
 def test_metrics_need_numpy_and_scipy_alone(alone):
-  """And of scipy no more than ndimage loads: scipy.stats takes as long again."""
+  """And no more of scipy than ndimage loads: scipy.stats doubles the time."""
   added = _run(PROGRAM.format(modules=', '.join(MODULES)), alone)
   assert {name.split('.')[0] for name in added} <= {'numpy', 'scipy'}
   assert not {'scipy.stats', 'scipy.optimize', 'numpy.testing'} & set(added)
