@@ -148,6 +148,9 @@ def _student() -> ml_collections.ConfigDict:
   # True computes the residual blocks' activations again for the gradient
   # instead of keeping them: less memory, more time, the same numbers.
   student.remat = False
+  # Levels of the teacher that the trunk reproduces, from the finest on: 1 to 3.
+  # With a second trunk 2 saves a third of the first one's time.
+  student.levels = 3
   # A second trunk, `reverse`, on a smaller copy of the image: its side divided
   # by 2 or 4. It sees whole objects, and so a part that is missing or moved.
   # 0 trains no second trunk.

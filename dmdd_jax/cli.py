@@ -22,13 +22,16 @@ import ml_collections
 
 # What a user can cause; anything else is a bug and shows its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+# Of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 _HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
   """Like `absl.app.run`, but a user's error is one line and exit status 1.
 
-  `--verbosity=1` shows the traceback too.
+  So is Ctrl-C, with exit status `INTERRUPTED`. `--verbosity=1` shows the
+  traceback too.
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
@@ -40,6 +43,10 @@ def run(main: Callable[[list[str]], Any]) -> None:
     except USER_ERRORS as error:
       logging.debug('traceback', exc_info=True)
       sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+      logging.debug('traceback', exc_info=True)
+      print('interrupted: the same command continues', file=sys.stderr)
+      sys.exit(INTERRUPTED)
 
   app.run(guarded, flags_parser=_parse_flags)
 

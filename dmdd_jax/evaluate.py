@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from dmdd_jax import storage
 from dmdd_jax import truth as truth_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
@@ -131,12 +132,21 @@ def evaluate(
   return evaluation
 
 
-def write_maps(folder: str | os.PathLike, evaluation: Evaluation) -> None:
-  """Writes the final maps as float32 TIFF, in the layout of data/maps.py."""
+def write_maps(
+  folder: str | os.PathLike, evaluation: Evaluation
+) -> dict[str, str]:
+  """Writes the final maps as float32 TIFF, in the layout of data/maps.py.
+
+  Returns:
+    {path: reason} of the maps that could not be written.
+  """
+  failures: dict[str, str] = {}
   category = evaluation.config.data.category
   for record, anomaly_map in zip(evaluation.records, evaluation.store.maps):
     stem = map_files.map_path(folder, category, record)
-    map_files.write_map(f'{stem}.tiff', anomaly_map)
+    path = f'{stem}.tiff'
+    storage.attempt(failures, path, map_files.write_map, path, anomaly_map)
+  return failures
 
 
 def _measure(

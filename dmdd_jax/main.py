@@ -7,8 +7,10 @@
     --input new/ --output out/
 """
 
+from collections.abc import Mapping
 import os
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -30,6 +32,10 @@ flags.DEFINE_string('output', None, 'predict: where the results go.')
 _FORMATS = ('tiff', 'npy', 'none')
 flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
+flags.DEFINE_bool('resume', True, 'predict: go on with the table in --output.')
+flags.DEFINE_bool(
+  'jsonl', False, 'predict: a line of JSON per image to stdout.'
+)
 flags.DEFINE_string('profile_steps', None, 'train: trace of the steps a:b.')
 flags.DEFINE_string('coordinator', None, "HOST:PORT of process 0, or 'auto'.")
 flags.DEFINE_integer('num_processes', None, 'Number of processes.')
@@ -99,19 +105,35 @@ def set_up_devices(
 
 
 def predict(workdir: str) -> None:
-  """Inspects `--input`; exit status 1 if a file could not be read."""
+  """Inspects `--input`; exit status 1 if a file was not read or written."""
   import jax
 
   from dmdd_jax import predict as predict_lib
+  from dmdd_jax import predictions
 
   if not FLAGS.input or not FLAGS.output or jax.process_count() > 1:
     raise app.UsageError('--mode predict needs --input, --output, one process')
+
+  def print_line(row: Mapping[str, Any]) -> None:
+    print(predictions.format_line(row), flush=True)
+
   summary = predict_lib.predict(
-    workdir, FLAGS.input, FLAGS.output, FLAGS.maps, FLAGS.overlays
+    workdir,
+    FLAGS.input,
+    FLAGS.output,
+    FLAGS.maps,
+    FLAGS.overlays,
+    resume=FLAGS.resume,
+    on_row=print_line if FLAGS.jsonl else None,
   )
-  print(summary['table'])
-  if summary['failed']:
-    sys.exit(f'error: {len(summary["failed"])} files could not be read')
+  if not FLAGS.jsonl:
+    print(summary['table'])
+  failed, incomplete = len(summary['failed']), len(summary['incomplete'])
+  if failed or incomplete:
+    sys.exit(
+      f'error: {failed} files could not be read, {incomplete} have no map or'
+      ' overlay'
+    )
 
 
 if __name__ == '__main__':

@@ -192,7 +192,7 @@ class Trainer:
       checkpoint.close(self.manager)
       raise
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-    # Whether any process had SIGTERM, as asked at the step before.
+    # Whether any process had a signal, as asked at the step before.
     self._preempted: jax.Array | None = None
     # Images and masks; made at the first validation.
     self._validation: tuple[np.ndarray, np.ndarray] | None = None
@@ -242,7 +242,7 @@ class Trainer:
 
     Raises:
       NonFiniteError: a loss, a gradient or the maps are not finite.
-      Preempted: SIGTERM came, and the state is saved.
+      Preempted: SIGTERM or Ctrl-C came, and the state is saved.
       CheckpointError: a checkpoint could not be saved.
     """
     train = self.config.train
@@ -258,7 +258,8 @@ class Trainer:
     profile = range(
       max(first, profile.start), min(profile.stop, train.total_steps)
     )
-    with contextlib.ExitStack() as trace:  # An error ends the trace too.
+    with preemption.watched(interrupts=True), contextlib.ExitStack() as trace:
+      # An error ends the trace too.
       for step, batch in enumerate(self.batches(first), first):
         phase = steps.phase(self.config, step)
         if phase == 'segment':
@@ -298,7 +299,7 @@ class Trainer:
     self._pending.append((step, metrics))
 
   def _is_preempted(self) -> bool:
-    """Whether SIGTERM came to this process or to any other.
+    """Whether SIGTERM or Ctrl-C came to this process or to any other.
 
     Several processes ask each other over the devices. The answer used here is
     that of the step before: waiting for this step's would be waiting for the

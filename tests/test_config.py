@@ -62,6 +62,7 @@ IMPOSSIBLE = {
   'synthesis.texture_augment': NO_FLAG,
   'teacher.arch': ('resnet19', *NO_CHOICE),
   'student.trunk': ('decoder', *NO_CHOICE),
+  'student.levels': (0, 4, 2.0, None),
   'student.context': (1, 3, -2, 2.0, None),
   'student.context_width': (0, -1, 1.5, None),
   'student.extra_convs': NO_COUNT_OR_ZERO,

@@ -1,5 +1,7 @@
 """Reads and checks images and masks, without TensorFlow and jax.
 
+The formats are `files.FORMATS`.
+
 Synopsis:
 
   train = images.validate(dataset.train, on_bad='skip')
@@ -11,6 +13,7 @@ The message names the file, what was found, what was expected and what to do.
 
 from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
+import functools
 import io
 import os
 from typing import Any
@@ -306,8 +309,14 @@ def _open(
 ) -> Any:
   """What `use` makes of an opened file; all faults as BadImageError."""
   path = os.fspath(path)
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix in files.UNREAD:
+    raise files.BadImageError(
+      f'{path}: {suffix} is not read; convert the image, for example to PNG'
+    )
+  source = path if encoded is None else io.BytesIO(encoded)
   try:
-    with Image.open(path if encoded is None else io.BytesIO(encoded)) as file:
+    with Image.open(source, formats=_formats()) as file:
       return use(file)
   except FileNotFoundError:
     fault = 'no such file (or a link to a missing one)'
@@ -319,6 +328,13 @@ def _open(
   except Exception as error:
     fault = f'cannot be decoded ({str(error) or type(error).__name__})'
   raise files.BadImageError(f'{path}: {fault}')
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  """Of `files.FORMATS`, those that this Pillow can read."""
+  Image.init()
+  return tuple(name for name in files.FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image, source: str | None) -> Image.Image:
@@ -355,4 +371,8 @@ def map_threads(function: Callable, items: Iterable, num_threads: int) -> list:
   """Returns [function(item) ...] in order; Pillow decodes without the GIL."""
   workers = num_threads or os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    return list(pool.map(function, items))
+    try:
+      return list(pool.map(function, items))
+    except BaseException:  # Ctrl-C, or an error, does not wait for the rest.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise

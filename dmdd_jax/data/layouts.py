@@ -337,9 +337,8 @@ def list_mvtec(
 ) -> records_lib.Dataset:
   """Lists one category of a folder in the MVTec AD layout.
 
-  Nothing is decoded here, see `images.validate`. Files whose name starts with
-  a dot and files without an image suffix (`files.SUFFIXES`, any case) are
-  ignored. A test split that is empty or has no defects is legal and logged as a
+  Nothing is decoded here, see `images.validate`; `files` says which files are
+  images. A test split that is empty or has no defects is legal and logged as a
   warning, and so are masks without an image. The mask of image ID is ID_mask or
   ID with any image suffix.
 
@@ -426,7 +425,7 @@ def list_good(folder: str) -> tuple[records_lib.Record, ...]:
   """
   good = os.path.join(folder, 'train', records_lib.GOOD)
   expected = (
-    f'expected defect-free training images ({" ".join(files.SUFFIXES)})'
+    f'expected defect-free training images ({", ".join(files.FORMATS)})'
     f' directly in {good}'
   )
   if not os.path.isdir(good):
@@ -464,7 +463,7 @@ def _unmasked_message(
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
-    f'(or another of {" ".join(files.SUFFIXES)}).{more} Add the masks, or move'
+    f'(or with another suffix of an image).{more} Add the masks, or move'
     ' the images out of test/.'
   )
 

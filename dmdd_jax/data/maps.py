@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 import tifffile
 
+from dmdd_jax import storage
 from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
 
@@ -38,12 +39,12 @@ def map_path(root: str, category: str, record: records_lib.Record) -> str:
 
 def write_map(path: str, anomaly_map: np.ndarray) -> None:
   """Writes a map (H, W) as float32 to .npy or .tiff; makes the folder."""
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   values = np.ascontiguousarray(anomaly_map, np.float32)
-  if path.endswith('.npy'):
-    np.save(path, values)
-  else:
-    Image.fromarray(values).save(path)
+  with storage.writing(path) as file:
+    if path.endswith('.npy'):
+      np.save(file, values)
+    else:
+      Image.fromarray(values).save(file, 'TIFF')
 
 
 def find_root(root: str, layout: str, categories: Sequence[str]) -> str:
@@ -289,8 +290,11 @@ def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     high = np.minimum(low + 1, count - 1)
     weight = (at - low).astype(values.dtype)
     weight = weight[:, None] if axis == 0 else weight
-    below = np.take(values, low, axis)
-    values = below + weight * (np.take(values, high, axis) - below)
+    below, values = np.take(values, low, axis), np.take(values, high, axis)
+    # In place: a map of 100 megapixels has 400 MB.
+    values -= below
+    values *= weight
+    values += below
   return values
 
 

@@ -58,7 +58,7 @@ def export(
     workdir: a trained category's folder.
     file_format: one of `FORMATS`.
     output: the file; its folder is made.
-    images: a file, a folder or a glob to compare on, eight of its files at
+    images: what to compare on, see `files.list_inputs`, eight of the images at
       most; normal training images if None.
     step: which checkpoint, by default the newest.
 
@@ -237,7 +237,7 @@ def _write_onnx(program: program_lib.Program, path: str) -> None:
 def _comparison_files(config: Any, images: str | None) -> list[str]:
   """What to compare on: of the named files, or normal training images."""
   if images:
-    paths = predict.list_inputs(images)
+    paths = files.list_inputs(images, field='--images').images
     spread = np.linspace(0, len(paths) - 1, min(len(paths), _IMAGES))
     return [paths[int(index)] for index in spread]
   try:

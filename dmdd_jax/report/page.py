@@ -35,15 +35,18 @@ def try_write(
   workdir: str | os.PathLike,
   folders: Sequence[str | os.PathLike],
   training: Sequence[str | os.PathLike] | None = None,
-) -> str | None:
-  """`write`, where a failure is logged: results are worth more than a page."""
-  try:
-    path = write(workdir, folders, training)
-  except Exception:
-    logging.exception('%s was not written', os.path.join(workdir, NAME))
-    return None
-  logging.info('report in %s', path)
-  return path
+) -> dict[str, str]:
+  """`write`, where a failure is logged: results are worth more than a page.
+
+  Returns:
+    {path: reason} of a page that could not be written, or {}.
+  """
+  failures: dict[str, str] = {}
+  path = os.path.join(workdir, NAME)
+  storage.attempt(failures, path, write, workdir, folders, training)
+  if not failures:
+    logging.info('report in %s', path)
+  return failures
 
 
 def write(
