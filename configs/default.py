@@ -327,9 +327,8 @@ def _eval() -> ml_collections.ConfigDict:
   # Where pixel metrics are computed: 'model' (data.image_size), 'native' (maps
   # resized to each mask's own size, as MVTec's evaluation asks), or both.
   evaluation.resolutions = ('model',)
-  # Number of bootstrap resamples of the test images for 95 % intervals; 0 gives
-  # no intervals.
-  evaluation.bootstrap = 0
+  # Whether the metrics of test images get 95 % intervals.
+  evaluation.intervals = True
   # Number of overlays written of the highest- and of the lowest-scored images
   # of each label.
   evaluation.pictures = 4

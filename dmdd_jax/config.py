@@ -211,7 +211,7 @@ RULES: Mapping[str, Rule] = {
     f'at least one of {", ".join(map(repr, RESOLUTIONS))}, each once',
     _are_resolutions,
   ),
-  'eval.bootstrap': _integer(0),
+  'eval.intervals': _boolean(),
   'eval.pictures': _integer(0),
   'mesh.category_groups': _integer(1),
 }
@@ -337,6 +337,8 @@ _ABSENT: Mapping[str, Any] = {
   'loss.focus': 0.0,
   'train.microbatch': 0,
   'train.cache_teacher': False,
+  # It was a number of resamples, 0 by default; reading it changes nothing.
+  'eval.intervals': True,
   # There was no Muon, and other optimisers do not read it.
   'train.student.muon_learning_rate': 0.02,
   'train.head.muon_learning_rate': 0.02,
@@ -361,6 +363,7 @@ def upgrade(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
     weights = [fields.get(f'loss.{name}_weight') for name in ('ngm', 'aim')]
     absent['head.untrained_maps'] = 'loss.focus' in absent and 0 in weights
   config = ml_collections.ConfigDict(stored)
+  config.get('eval', {}).pop('bootstrap', None)
   for field, value in absent.items():
     *path, name = field.split('.')
     part = config

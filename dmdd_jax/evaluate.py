@@ -23,6 +23,7 @@ from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import intervals
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.metrics import store as store_lib
 from dmdd_jax.scoring import calibration as calibration_lib
@@ -166,8 +167,7 @@ def _measure(
       None if unknown else store.masks,
       scores[kind],
       labels,
-      bootstrap=config.eval.bootstrap,
-      seed=config.seed,
+      intervals=config.eval.intervals,
     )
     if unknown:
       truth_lib.explain(metrics, 'no masks', unknown)
@@ -232,9 +232,9 @@ def _at_threshold(
   """Precision, recall and F1 at the calibrated thresholds.
 
   With the asked and the seen share of good images that are called defective,
-  its 95 % interval under `confidence`, and what speaks against the threshold
-  under `warnings`. Where the truth of pixels is `unknown`, for that reason,
-  theirs are NaN.
+  95 % intervals of the latter and of image recall under `confidence`, and what
+  speaks against the threshold under `warnings`. Where the truth of
+  pixels is `unknown`, for that reason, theirs are NaN.
   """
   metrics = {
     'image_threshold': calibration.image_threshold,
@@ -253,13 +253,17 @@ def _at_threshold(
     metrics['undefined'] = dict.fromkeys(names, unknown)
   good = scores[labels == 0]
   metrics['image_false_positive_rate_asked'] = float(asked)
+  confidence = {}
+  if defective := int(np.count_nonzero(labels)):
+    detected = round(metrics['image_recall'] * defective)
+    confidence['image_recall'] = intervals.share(detected, defective)
   if len(good):
     alarms = int(np.count_nonzero(good >= calibration.image_threshold))
     metrics['image_false_positive_rate'] = alarms / len(good)
-    interval = calibration_lib.rate_interval(alarms, len(good))
-    metrics['confidence'] = {'image_false_positive_rate': list(interval)}
+    confidence['image_false_positive_rate'] = intervals.share(alarms, len(good))
     if warnings := calibration_lib.doubts(calibration, good, asked):
       metrics['warnings'] = warnings
+  metrics['confidence'] = {k: list(ends) for k, ends in confidence.items()}
   return metrics
 
 

@@ -268,14 +268,6 @@ def test_tail_quantile_where_there_is_no_tail(scores):
   assert calibration.tail_quantile(np.ones(50), 0.01) == 1.0
 
 
-def test_rate_interval_is_that_of_clopper_and_pearson():
-  for count, total in ((0, 60), (4, 60), (60, 60), (1, 1)):
-    expected = stats.binomtest(count, total).proportion_ci(0.95, 'exact')
-    np.testing.assert_allclose(
-      calibration.rate_interval(count, total), tuple(expected), atol=1e-9
-    )
-
-
 def test_doubts_name_a_rate_and_scores_that_do_not_fit():
   rng = np.random.default_rng(3)
   config = model_helpers.tiny_config(calibration__image_fpr=0.01)

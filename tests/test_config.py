@@ -110,7 +110,7 @@ IMPOSSIBLE = {
   'eval.score_top_pixels': NO_COUNT,
   'eval.smoothing_sigma': NEGATIVE,
   'eval.resolutions': ((), ('full',), ('model', 'model'), 'model', None),
-  'eval.bootstrap': NO_COUNT_OR_ZERO,
+  'eval.intervals': NO_FLAG,
   'eval.pictures': NO_COUNT_OR_ZERO,
   'mesh.category_groups': NO_COUNT,
 }
@@ -213,7 +213,7 @@ def test_tiles_of_an_image_of_any_size_are_possible():
 
 
 def test_all_impossible_fields_are_named_at_once():
-  message = _refusal(_config(seed=-1, **{'eval.bootstrap': -1, 'loss.aim': ''}))
+  message = _refusal(_config(seed=-1, **{'eval.pictures': -1, 'loss.aim': ''}))
   assert len(message.splitlines()) == 3
 
 
@@ -244,10 +244,10 @@ def test_every_comparison_is_possible(name):
 
 
 def test_a_training_begins_with_the_check(tmp_path):
-  config = _config(**{'eval.bootstrap': -1, 'data.category': 'nut'})
+  config = _config(**{'eval.pictures': -1, 'data.category': 'nut'})
   workdir = tmp_path / 'run'
   for run in (run_lib.train_and_evaluate, run_lib.run_categories):
-    with pytest.raises(ValueError, match=r'config\.eval\.bootstrap is -1'):
+    with pytest.raises(ValueError, match=r'config\.eval\.pictures is -1'):
       run(config, str(workdir))
   assert not workdir.exists()
 

@@ -3,8 +3,9 @@
   python tools/benchmark.py --suite metrics --output metrics.json
   python tools/benchmark.py --suite all --output FOLDER
 
-Suites: input, train, predict, metrics, startup, growth (writes plots too), or
-all, each in a process of its own, with their tables in FOLDER/tables.md.
+Suites: input, train, predict, metrics, coverage (of confidence
+intervals), startup, growth (writes plots too), or all, each in a
+process of its own, with their tables in FOLDER/tables.md.
 """
 
 import json

@@ -21,7 +21,7 @@ _RECALIBRATE = flags.DEFINE_bool(
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if empty.')
 _RESOLUTIONS = flags.DEFINE_list('resolutions', None, 'model, native or both.')
 _SMOOTHING = flags.DEFINE_float('smoothing_sigma', None, 'Pixels; 0 is none.')
-_BOOTSTRAP = flags.DEFINE_integer('bootstrap', None, 'Resamples; 0 is none.')
+_INTERVALS = flags.DEFINE_bool('intervals', None, 'With 95 % intervals.')
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
   options = {
     'resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
     'smoothing_sigma': _SMOOTHING.value,
-    'bootstrap': _BOOTSTRAP.value,
+    'intervals': _INTERVALS.value,
   }
   table = run_lib.evaluate_run(
     _WORKDIR.value,

@@ -24,6 +24,7 @@ from scipy import special
 from scipy import stats
 
 from dmdd_jax import verdict as verdict_lib
+from dmdd_jax.metrics import intervals
 from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import steps
@@ -289,15 +290,6 @@ def tail_quantile(scores: np.ndarray, rate: float) -> float:
   return float(start + scale / shape * ((rate / share) ** -shape - 1.0))
 
 
-def rate_interval(count: int, total: int) -> tuple[float, float]:
-  """The exact 95 % interval (Clopper and Pearson) of a rate, total >= 1."""
-  low = special.betaincinv(count, total - count + 1, 0.025) if count else 0.0
-  high = 1.0
-  if count < total:
-    high = special.betaincinv(count + 1, total - count, 0.975)
-  return float(low), float(high)
-
-
 def doubts(
   calibration: Calibration, good: np.ndarray, asked: float
 ) -> list[str]:
@@ -315,7 +307,7 @@ def doubts(
     return []
   warnings = []
   alarms = int(np.count_nonzero(good >= calibration.image_threshold))
-  low, high = rate_interval(alarms, len(good))
+  low, high = intervals.share(alarms, len(good))
   if not low <= asked <= high:
     warnings.append(
       f'{alarms} of {len(good)} good images are called defective, with 95 %'
