@@ -73,7 +73,7 @@ def test_metrics_need_numpy_and_scipy_alone(alone):
 def test_the_environment_has_nothing_else(alone):
   """What the test above relies on."""
   program = PROGRAM.format(modules='dmdd_jax.storage')
-  with pytest.raises(AssertionError, match="No module named"):
+  with pytest.raises(AssertionError, match='No module named'):
     _run(program, alone)
 
 
