@@ -218,11 +218,11 @@ def _choose(
   maps_root: str, root: str, layout: str, categories: Sequence[str]
 ) -> tuple[str, list[str]]:
   """The folder in which the maps begin, '' without maps; the categories."""
+  maps_root = files.absolute(maps_root) if maps_root else ''
   if maps_root and not os.path.isdir(maps_root):
     raise files.MissingDataError(f'there is no folder {maps_root!r}')
   if not os.path.isdir(root):
     raise files.MissingDataError(f'there is no folder of data {root!r}')
-  maps_root = files.absolute(maps_root) if maps_root else ''
   if layout in _ALONE:
     return maps_root, list(categories or [layout])
   known = list(categories)

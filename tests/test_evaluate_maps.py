@@ -394,6 +394,16 @@ def test_options_that_cannot_be(tmp_path, nut, options, message):
     evaluate_maps.evaluate_maps(str(tmp_path / 'maps'), nut[0], **options)
 
 
+def test_paths_below_the_home_folder(tmp_path, nut, monkeypatch):
+  data, records, _ = nut
+  monkeypatch.setenv('HOME', str(tmp_path))
+  _write_scores(tmp_path / 'scores.csv', records)
+  found = evaluate_maps.evaluate_maps(
+    '~/maps', {**data, 'root': '~/data'}, scores_file='~/scores.csv'
+  )
+  assert [row['score'] for row in found['nut'].images] == SCORES
+
+
 def test_neither_maps_nor_scores(nut):
   with pytest.raises(ValueError, match='neither maps nor a CSV'):
     evaluate_maps.evaluate_maps('', nut[0])

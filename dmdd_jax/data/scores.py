@@ -34,6 +34,7 @@ def read_scores(path: str) -> list[tuple[str, float]]:
     MissingDataError: there is no such file.
     BadScoresError: a column is missing, or a score is no finite number.
   """
+  path = os.path.expanduser(path)
   if not os.path.isfile(path):
     raise files.MissingDataError(f'there is no file {path!r}')
   rows = []
