@@ -109,6 +109,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; one that cannot be used ends the program."""
   try:
     rest = flags.FLAGS(argv)
+  except (
+    SystemExit
+  ):  # absl has printed what --help asked for, and exits with 1.
+    sys.exit(0)
   except (*USER_ERRORS, flags.Error, AttributeError, KeyError, TypeError) as e:
     sys.exit(f'error: {explain_config_error(argv) or e}')
   # To absl, a config file that is not there is an error only when it is read.

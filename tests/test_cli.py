@@ -19,6 +19,17 @@ cli.run(main)
 """
 
 
+@pytest.mark.parametrize('flag', ['--help', '--helpshort', '--helpfull'])
+def test_help_is_no_error(tmp_path, flag):
+  path = tmp_path / 'program.py'
+  path.write_text(PROGRAM)
+  done = subprocess.run(
+    [sys.executable, str(path), flag], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'program.py' in done.stdout
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc is on Linux')
 @pytest.mark.parametrize('given', [None, '', 'glibc.malloc.check=1'])
 def test_huge_pages_unless_the_user_has_set_the_variable(tmp_path, given):

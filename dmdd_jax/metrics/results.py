@@ -150,7 +150,7 @@ def _check_image_scores(
   scores: npt.ArrayLike, labels: np.ndarray
 ) -> np.ndarray:
   """Returns (N,) finite float scores, or raises ValueError."""
-  values = np.asarray(scores)
+  values = np.asanyarray(scores)
   if values.shape != labels.shape:
     raise ValueError(
       f'scores have shape {values.shape} and labels {labels.shape}; both must '
