@@ -36,8 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
   data = ml_collections.ConfigDict()
-  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'visa', 'btad', 'mpdd',
-  # 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own, configs/folder.py).
+  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad_2', 'visa',
+  # 'btad', 'mpdd', 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own,
+  # configs/folder.py).
   data.name = 'mvtec_ad'
   # Folder that holds one folder per category, or the unpacked set.
   # For 'folder': where relative paths of the next four fields start.

@@ -40,6 +40,7 @@ def _mvtec(root):
 
 
 TREES = {'mvtec_ad': _mvtec, **layout_helpers.SETS}
+del TREES['mvtec_ad_2']  # It has no builder.
 
 
 def _builder(name):

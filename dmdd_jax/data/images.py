@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from absl import logging
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
 
@@ -408,6 +409,23 @@ def native_mask(record: records_lib.Record) -> np.ndarray:
   return np.zeros(read_image(record.image, None).shape[:2], np.uint8)
 
 
+def native_size(path: str | os.PathLike) -> tuple[int, int]:
+  """Height and width of an upright image, from its header alone.
+
+  Raises:
+    BadImageError: the file is missing or no image.
+  """
+
+  def measure(file: Image.Image) -> tuple[int, int]:
+    # Whether a turned image's header has its upright size depends on the format
+    # and on Pillow's version.
+    if file.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+      file = ImageOps.exif_transpose(file)
+    return file.height, file.width
+
+  return _use_opened(path, measure)
+
+
 def load_arrays(
   records: Sequence[records_lib.Record],
   size: int,
@@ -466,6 +484,20 @@ def _read(
 
   With `encoded`, the content of the file, the file itself is not read.
   """
+
+  def upright(file: Image.Image) -> Image.Image:
+    kind = _source(file)  # A transposed copy no longer knows its format.
+    return convert(ImageOps.exif_transpose(file), kind)
+
+  return _use_opened(path, upright, encoded)
+
+
+def _use_opened(
+  path: str | os.PathLike,
+  use: Callable[[Image.Image], _T],
+  encoded: bytes | None = None,
+) -> _T:
+  """What `use` makes of an opened file; all faults as BadImageError."""
   path = os.fspath(path)
   suffix = os.path.splitext(path)[1].lower()
   if suffix in files.UNREAD:
@@ -475,9 +507,7 @@ def _read(
   source = path if encoded is None else io.BytesIO(encoded)
   try:
     with _open(source, _formats(), None) as file:
-      # A transposed copy no longer knows its format.
-      kind = _source(file)
-      return convert(ImageOps.exif_transpose(file), kind)
+      return use(file)
   except ImageTooLargeError as error:
     raise ImageTooLargeError(f'{path}: {error}') from None
   except FileNotFoundError:
