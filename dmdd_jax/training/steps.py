@@ -54,12 +54,19 @@ def head_is_trained(config: ml_collections.ConfigDict, steps: int) -> bool:
   return phase(config, steps - 1) != 'distill'
 
 
-def _split(features: Any, batch: int) -> tuple[Any, Any]:
-  """Undoes a concatenation of two batches, for each level."""
-  return (
-    tuple(f[:batch] for f in features),
-    tuple(f[batch:] for f in features),
-  )
+def _paired(first: jax.Array, second: jax.Array) -> jax.Array:
+  """Two batches (B, ...) as one (2 B, ...), whose rows take turns.
+
+  One after the other, half of the rows would have to move to another device.
+  """
+  pairs = jnp.stack([first, second], axis=1)
+  return pairs.reshape(-1, *first.shape[1:])
+
+
+def _unpaired(features: dmdd.Features) -> tuple[dmdd.Features, dmdd.Features]:
+  """Undoes `_paired`, for each level."""
+  pairs = [f.reshape(-1, 2, *f.shape[1:]) for f in features]
+  return tuple(p[:, 0] for p in pairs), tuple(p[:, 1] for p in pairs)
 
 
 def distillation_loss(
@@ -104,9 +111,8 @@ def _teach(
   image = batch['image']
   if 'normal_taps' in batch:
     return batch['normal_taps'], model.apply(variables, image, method='teach')
-  both = jnp.concatenate([batch['normal'], image])
-  taps = model.apply(variables, both, method='teach')
-  return _split(taps, image.shape[0])
+  both = _paired(batch['normal'], image)
+  return _unpaired(model.apply(variables, both, method='teach'))
 
 
 def _student_pass(
@@ -122,14 +128,13 @@ def _student_pass(
     abnormality, taps) of x_a for the head.
   """
   image, mask = batch['image'], batch['mask']
-  size = image.shape[0]
   taps_normal, taps_image = _teach(model, variables, batch)
   inputs, seen, target = image, taps_image, taps_normal
   if config.loss.on_normal:
-    inputs = jnp.concatenate([batch['normal'], image])
-    seen = tuple(map(jnp.concatenate, zip(taps_normal, taps_image)))
-    target = tuple(jnp.concatenate([t, t]) for t in taps_normal)
-    mask = jnp.concatenate([jnp.zeros_like(mask), mask])
+    inputs = _paired(batch['normal'], image)
+    seen = tuple(map(_paired, taps_normal, taps_image))
+    target = tuple(map(_paired, taps_normal, taps_normal))
+    mask = _paired(jnp.zeros_like(mask), mask)
   (normality, abnormality), updated = model.apply(
     variables, inputs, seen, True, method='study', mutable=['batch_stats']
   )
@@ -137,8 +142,8 @@ def _student_pass(
     config, normality, abnormality, seen, target, mask
   )
   if config.loss.on_normal:
-    normality = _split(normality, size)[1]
-    abnormality = _split(abnormality, size)[1]
+    normality = _unpaired(normality)[1]
+    abnormality = _unpaired(abnormality)[1]
   features = (normality, abnormality, taps_image)
   return loss, metrics, updated['batch_stats']['student'], features
 
