@@ -302,7 +302,7 @@ def make_train_steps(
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable[..., tuple[train_state.TrainState, Metrics]]]:
   """The jitted step function of each phase; `state` is donated."""
-  optimizers = train_state.make_optimizers(config)
+  optimizers = train_state.make_optimizers(config, mesh)
   replicated = sharding.replicated(mesh)
 
   def jitted(parts: tuple[str, ...]):
