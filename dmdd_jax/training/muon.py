@@ -134,9 +134,7 @@ def orthogonalize(kernel: jax.Array) -> jax.Array:
   return result.reshape(kernel.shape)
 
 
-def assign(
-  shapes: Sequence[tuple[int, ...]], devices: int
-) -> list[list[int]]:
+def assign(shapes: Sequence[tuple[int, ...]], devices: int) -> list[list[int]]:
   """Which kernels each device iterates, so that all work about as long.
 
   The costliest kernel first, each to the device with the least work so far: no
