@@ -13,7 +13,6 @@ Synopsis:
 """
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any
 
 import jax
@@ -334,27 +333,34 @@ class TeacherCache:
     images: np.ndarray,
     batch_size: int,
   ):
-    """Computes the features of images (M, S, S, 3) uint8, M >= 1."""
-    replicated = sharding.replicated(mesh)
+    """Computes the features of images (M, S, S, 3) uint8, M >= 1.
 
-    @functools.partial(jax.jit, out_shardings=replicated)
+    Each device computes its share of `batch_size` images at a time, a multiple
+    of their number.
+    """
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+
     def teach(variables, rows):
-      return model.apply(
-        variables, rows.astype(jnp.float32) / 255.0, method='teach'
-      )
+      images = rows.astype(jnp.float32) / 255.0
+      return model.apply(variables, images, method='teach')
 
+    teach = jax.jit(
+      teach, in_shardings=(replicated, batched), out_shardings=batched
+    )
     parts = []
     for start in range(0, len(images), batch_size):
       rows = images[start : start + batch_size]
       edges = [(0, batch_size - len(rows))] + [(0, 0)] * 3
-      taps = jax.device_get(teach(variables, np.pad(rows, edges)))
+      padded = sharding.local_rows(mesh, np.pad(rows, edges))
+      batch = sharding.to_global(mesh, {'rows': padded})
+      taps = sharding.to_host(mesh, teach(variables, batch['rows']))
       parts.append([tap[: len(rows)] for tap in taps])
     taps = tuple(np.concatenate(level) for level in zip(*parts))
     self.taps = sharding.replicate(mesh, taps)
     self._look_up = jax.jit(
       lambda taps, rows: tuple(jnp.take(tap, rows, axis=0) for tap in taps),
-      in_shardings=(replicated, sharding.batched(mesh)),
-      out_shardings=sharding.batched(mesh),
+      in_shardings=(replicated, batched),
+      out_shardings=batched,
     )
 
   def __call__(self, rows: jax.Array) -> tuple[jax.Array, ...]:
