@@ -19,6 +19,7 @@ import os
 import re
 import time
 
+from absl import logging
 from flax import traverse_util
 import jax
 from jax.experimental import topologies
@@ -296,6 +297,8 @@ def read(program: Program, folder: str = '') -> Plan:
   Raises:
     ValueError: the program does not fit into the chip's memory.
   """
+  chip = CHIPS[program.mesh.devices.flat[0].device_kind]
+  logging.info('compiling %s for %d devices', program.name, program.mesh.size)
   started = time.perf_counter()
   try:
     compiled = program.lowered.compile()
@@ -311,7 +314,6 @@ def read(program: Program, folder: str = '') -> Plan:
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, f'{program.name}.hlo'), 'w') as file:
       file.write(text)
-  chip = CHIPS[program.mesh.devices.flat[0].device_kind]
   cost, memory = compiled.cost_analysis(), _memory(compiled)
   devices, called = program.mesh.size, collectives(text)
   compute = cost['flops'] + (_FLOAT32_PASSES - 1) * program.muon
@@ -333,7 +335,7 @@ def read(program: Program, folder: str = '') -> Plan:
       'memory': cost['bytes accessed'] / chip.memory_rate,
       'links': sent(called, devices) / chip.link_rate,
     },
-    **_waste(text),
+    **waste(text),
     compiled_in=compiled_in,
   )
 
@@ -461,7 +463,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   return found
 
 
-def _waste(text: str) -> dict[str, float | tuple[int, int]]:
+def waste(text: str) -> dict[str, float | tuple[int, int]]:
   """`Plan.padding`, `copies` and `casts` of a compiled program's text."""
   numbers = held = 0
   counts = {'copies': [0, 0], 'casts': [0, 0]}

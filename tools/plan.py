@@ -12,7 +12,6 @@ import dataclasses
 
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
 from dmdd_jax import cli
@@ -49,7 +48,6 @@ def main(argv: list[str]) -> None:
   mesh = plan_lib.make_mesh(_TOPOLOGY.value)
   plans = []
   for program in plan_lib.programs(config, mesh, _PROGRAMS.value):
-    logging.info('compiling %s for %s', program.name, _TOPOLOGY.value)
     plans.append(plan_lib.read(program, _TEXT.value))
     if _OUTPUT.value:
       rows = [dataclasses.asdict(plan) for plan in plans]
