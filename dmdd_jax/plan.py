@@ -155,6 +155,8 @@ def make_mesh(topology: str) -> jax.sharding.Mesh:
   """
   # Otherwise libtpu asks for the metadata of a cloud machine, for minutes.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  # Chips belong to one process at a time; nothing here uses any.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     described = topologies.get_topology_desc(
       platform='tpu', topology_name=topology
