@@ -125,8 +125,8 @@ STUDENT_NORMS = 15
 FOCUS_SUMS = 6
 
 
-# Batch norm's sums, forward and back, those of the loss, and at the end all that
-# remains of the gradients; XLA puts together what does not wait for each other.
+# Batch norm's sums, forward and back, those of the loss, and one more of the
+# gradients. XLA puts together the sums that do not wait for each other.
 STUDENT_SUMS = 2 * STUDENT_NORMS + FOCUS_SUMS + 1
 
 
