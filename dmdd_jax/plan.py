@@ -111,8 +111,7 @@ class Plan:
     steps: how many calls a training makes.
     flops: floating-point operations, as XLA counts them; a loop's body counts
       once.
-    moved: bytes that operations read and write, as XLA counts them. What stays
-      on the chip counts too.
+    moved: bytes to and from the chip's memory, see `traffic`.
     memory: {kind: bytes}; 'peak' is all that is held at a time.
     capacity: bytes of memory of the chip.
     largest: pairs or images in a call that fit, if all but the state grows in
@@ -318,6 +317,7 @@ def read(program: Program, folder: str = '') -> Plan:
       file.write(text)
   cost, memory = compiled.cost_analysis(), _memory(compiled)
   devices, called = program.mesh.size, collectives(text)
+  moved = float(traffic(text))
   compute = cost['flops'] + (_FLOAT32_PASSES - 1) * program.muon
   grows = memory['peak'] - program.fixed
   room = max(chip.memory - program.fixed, 0.0)
@@ -327,14 +327,14 @@ def read(program: Program, folder: str = '') -> Plan:
     program.rows,
     program.steps,
     cost['flops'],
-    cost['bytes accessed'],
+    moved,
     memory,
     chip.memory,
     int(room / grows * program.rows / devices) * devices,
     called,
     {
       'compute': compute / chip.flops,
-      'memory': cost['bytes accessed'] / chip.memory_rate,
+      'memory': moved / chip.memory_rate,
       'links': sent(called, devices) / chip.link_rate,
     },
     **waste(text),
@@ -420,41 +420,83 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 # --- the compiled program's text ----------------------------------------------
 
-# `%name = type operation(`, with or without ROOT.
-_INSTRUCTION = re.compile(r'^ *(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\(')
+# `%name = type operation(operands)`, with or without ROOT.
+_INSTRUCTION = re.compile(
+  r'^ *(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)'
+)
 # `f32[8,128]{1,0:T(8,128)S(1)}`: type, sizes, order from minor to major, tile.
 _ARRAY = re.compile(
   r'\b(pred|[a-z]+[0-9]+\w*)\[([\d,]*)\]'
-  r'(?:\{([\d,]*)(?::(?:T\(([\d,]+)\))?[^}]*)?\})?'
+  r'(?:\{([\d,]*)(?::(?:T\(([\d,]+)\))?([^}]*))?\})?'
 )
 _UNWRITTEN = ('parameter', 'constant', 'bitcast', 'tuple', 'get-tuple-element')
+# A custom call here is one that XLA takes apart, or puts slices together.
+_UNMOVED = (*_UNWRITTEN, 'while', 'conditional', 'call', 'custom-call')
 
 
-def _instructions(text: str) -> Iterator[tuple[str, str, str]]:
-  """(name, type, operation) of each line that is an instruction."""
+def _instructions(text: str) -> Iterator[tuple[str, str, str, str]]:
+  """(name, type, operation, operands) of each line with an instruction."""
   for line in text.splitlines():
     if match := _INSTRUCTION.match(line):
       yield match.groups()
 
 
-def _sizes(kind: str, padded: bool = False) -> list[int]:
-  """Bytes of each array of a type, as numbers or as they lie in memory."""
+def _sizes(
+  kind: str, padded: bool = False, in_memory: bool = False
+) -> list[int]:
+  """Bytes of each array of a type.
+
+  Args:
+    kind: the type, an array's or a tuple's.
+    padded: as they lie in memory, instead of their numbers alone.
+    in_memory: 0 for an array that is on the chip, `S(1)` and others.
+  """
   sizes = []
-  for element, shape, order, tile in _ARRAY.findall(kind):
+  for element, shape, order, tile, rest in _ARRAY.findall(kind):
     dims = [int(size) for size in shape.split(',') if size]
     if padded and tile and order:
       minor = [int(axis) for axis in order.split(',')]
       for axis, step in zip(minor, reversed(tile.split(','))):
         dims[axis] = math.ceil(dims[axis] / int(step)) * int(step)
     bits = 8 if element == 'pred' else int(re.findall(r'\d+', element)[0])
-    sizes.append(math.prod(dims) * bits // 8)
+    is_away = in_memory and 'S(' in rest
+    sizes.append(0 if is_away else math.prod(dims) * bits // 8)
   return sizes
+
+
+def traffic(text: str) -> int:
+  """Bytes that a compiled program reads from and writes to a chip's memory.
+
+  Of its main computation alone, without what loops and branches do inside.
+  """
+  kinds, total = {}, 0
+  for name, kind, operation, operands in _instructions(_main(text)):
+    kinds[name] = kind
+    if operation in ('copy-start', 'slice-start'):
+      # Source, target, and a word of context. A slice moves its target's size.
+      size = _sizes(kind, padded=True)[1]
+      ends = _sizes(kind, in_memory=True)[:2]
+      total += size * sum(end > 0 for end in ends)
+    elif operation not in _UNMOVED and not operation.endswith('-done'):
+      read = [kinds.get(operand, '') for operand in _names(operands)]
+      for each in (kind, *read):
+        total += sum(_sizes(each, padded=True, in_memory=True))
+  return total
+
+
+def _main(text: str) -> str:
+  """The main computation of a program."""
+  return text.partition('\nENTRY ')[2]
+
+
+def _names(operands: str) -> list[str]:
+  return re.findall(r'%([\w.-]+)', operands)
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
   """{kind: (count, bytes of their results)} of a compiled program's text."""
   found: dict[str, tuple[int, int]] = {}
-  for _, kind, operation in _instructions(text):
+  for _, kind, operation, _ in _instructions(text):
     name = operation.removesuffix('-start')
     if name in COLLECTIVES:
       sizes = _sizes(kind)
@@ -469,8 +511,7 @@ def waste(text: str) -> dict[str, float | tuple[int, int]]:
   """`Plan.padding`, `copies` and `casts` of a compiled program's text."""
   numbers = held = 0
   counts = {'copies': [0, 0], 'casts': [0, 0]}
-  _, _, entry = text.partition('\nENTRY ')
-  for name, kind, operation in _instructions(entry):
+  for name, kind, operation, _ in _instructions(_main(text)):
     if operation in _UNWRITTEN:
       continue
     size = sum(_sizes(kind))

@@ -49,6 +49,22 @@ def test_a_ring_sends_a_sum_twice():
   assert plan.sent(found, 1) == 0.0
 
 
+def test_traffic_is_what_leaves_the_chip():
+  array, row = 4 * 8 * 128, 4 * 128
+  expected = (row + 30) + array  # The sums, and their operand.
+  expected += (8 + 32) + array  # The start of a gather.
+  expected += (4 * 64 * 128) + array  # The copy to another layout.
+  expected += array // 2 + array  # The cast.
+  expected += array  # The last result stays on the chip.
+  assert plan.traffic(TEXT) == expected
+  moves = TEXT.replace(
+    '  ROOT',
+    '  %s = ((f32[8,64]{1,0:T(8,128)}), f32[2,64]{1,0:T(2,128)S(1)},'
+    ' u32[]{:S(2)}) slice-start(%x)\n  ROOT',
+  )
+  assert plan.traffic(moves) == expected + 4 * 2 * 128
+
+
 def test_padding_copies_and_casts_are_those_of_the_main_computation():
   waste = plan.waste(TEXT)
   assert waste['copies'] == (1, 4 * 8 * 64)
