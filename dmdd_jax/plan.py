@@ -114,8 +114,8 @@ class Plan:
     moved: bytes to and from the chip's memory, see `traffic`.
     memory: {kind: bytes}; 'peak' is all that is held at a time.
     capacity: bytes of memory of the chip.
-    largest: pairs or images in a call that fit, if all but the state grows in
-      proportion; 0 where the state alone does not fit.
+    largest: pairs or images in a call that fit, if all but state and code
+      grows in proportion; 0 where these do not fit.
     collectives: {kind: (count, bytes of their results)}.
     seconds: {'compute', 'memory', 'links': the least time each takes}.
     padding: bytes of all results in memory over bytes of their numbers.
@@ -319,8 +319,8 @@ def read(program: Program, folder: str = '') -> Plan:
   devices, called = program.mesh.size, collectives(text)
   moved = float(traffic(text))
   compute = cost['flops'] + (_FLOAT32_PASSES - 1) * program.muon
-  grows = memory['peak'] - program.fixed
-  room = max(chip.memory - program.fixed, 0.0)
+  fixed = program.fixed + memory['code']
+  grows, room = memory['peak'] - fixed, max(chip.memory - fixed, 0.0)
   return Plan(
     program.name,
     devices,
@@ -376,10 +376,11 @@ def format_tables(plans: Sequence[Plan], categories: int = 1) -> str:
       f'{count} {kind} ({size / 1e6:.3g} MB)'
       for kind, (count, size) in plan.collectives.items()
     )
-    sizes = [f'{size / 1e9:.2f}' for size in plan.memory.values()]
+    *kinds, peak = (f'{size / 1e9:.2f}' for size in plan.memory.values())
     costs.append(
       [plan.program, plan.rows, plan.devices, f'{plan.flops / 1e9:.0f}']
-      + [f'{plan.moved / 1e9:.1f}', *sizes, plan.largest, called or 'none']
+      + [f'{plan.moved / 1e9:.1f}', f'{" + ".join(kinds)} = {peak}']
+      + [plan.largest, called or 'none']
     )
     bounds.append(
       [plan.program, *(f'{1e3 * s:.2f}' for s in seconds.values())]
@@ -391,11 +392,12 @@ def format_tables(plans: Sequence[Plan], categories: int = 1) -> str:
       + [f'{plan.compiled_in:.0f}']
     )
   capacity = plans[0].capacity / 1e9
+  kinds = ' + '.join(kind for kind in plans[0].memory if kind != 'peak')
   tables = [
     _table(
       ('program', 'rows', 'devices', 'GFLOP', 'GB moved')
-      + tuple(f'{kind}, GB of {capacity:.1f}' for kind in plans[0].memory)
-      + ('largest batch', 'collectives'),
+      + (f'memory, GB of {capacity:.1f}: {kinds}', 'largest batch')
+      + ('collectives',),
       costs,
     ),
     _table(
