@@ -83,6 +83,25 @@ def test_shapes(trunk, context):
     assert [level.shape for level in levels] == expected
 
 
+@pytest.mark.parametrize('trunk', student_lib.TRUNKS)
+@pytest.mark.parametrize('context', [0, 2])
+def test_a_trunk_without_the_coarsest_level(trunk, context):
+  changes = {'student__trunk': trunk, 'student__context': context}
+  model = make_model(student__levels=2, **changes)
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+  output, variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), images
+  )
+  levels = 2 + 3 * bool(context)
+  assert output.maps.shape == (2, 16, 16, 2 * levels)
+  student = variables['params']['student']
+  splits = [name for name in student if name.startswith('decouple')]
+  assert len(splits) == levels
+  if trunk == 'encoder':
+    assert 'layer3_0' not in student['encoder']
+    assert 'layer2_1' in student['encoder']
+
+
 def test_there_is_a_map_for_each_level_of_both_trunks():
   model = make_model()
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -127,14 +146,17 @@ def test_the_teacher_sees_the_image_and_its_smaller_copy():
   'fusion, power', [('mean', 1), ('root_mean_square', 2)]
 )
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
-def test_the_distance_weighs_trunks_and_branches(share, fusion, power):
+@pytest.mark.parametrize('levels', [2, 3])
+def test_the_distance_weighs_trunks_and_branches(levels, share, fusion, power):
   changes = {'head__context_share': share, 'head__context_fusion': fusion}
-  model = make_model(head__kind='none', head__normality_share=0.9, **changes)
-  _, variables = model_and_variables()
+  changes |= {'head__kind': 'none', 'student__levels': levels}
+  model = make_model(head__normality_share=0.9, **changes)
+  _, variables = model_and_variables(student__levels=levels)
   images = jnp.asarray(model_helpers.make_batch(batch=1)['image'])
   output = model.apply(variables, images)
-  maps = np.asarray(output.maps, np.float64).reshape(1, 8, 8, 2, 2, 3).mean(-1)
-  maps **= power
+  maps = np.asarray(output.maps, np.float64).reshape(1, 8, 8, 2, levels + 3)
+  trunks = maps[..., :levels].mean(-1), maps[..., levels:].mean(-1)
+  maps = np.stack(trunks, axis=-1) ** power
   branches = (1 - share) * maps[..., 0] + share * maps[..., 1]
   branches **= 1 / power
   expected = 0.9 * branches[..., 0] + 0.1 * branches[..., 1]

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import model_helpers
 import numpy as np
 from PIL import Image
@@ -13,7 +12,6 @@ import program_helpers
 import pytest
 
 from dmdd_jax.export import loader
-from dmdd_jax.export import onnx as onnx_writer
 from dmdd_jax.export import program as program_lib
 from dmdd_jax.export import write as export_lib
 from dmdd_jax.models import dmdd
@@ -232,6 +230,20 @@ def test_images_of_another_size_are_refused(stablehlo):
       model(images)
 
 
+def test_stablehlo_with_two_trunks_equals_the_checkpoint(trained, tmp_path):
+  trained(student__context=2, student__context_width=64)
+  path = tmp_path / 'model.dmdd'
+  images = make_images(tmp_path / 'images')
+  metadata = export_lib.export('unused', 'stablehlo', path, images)
+  assert metadata['verified']['images'] == 3
+  assert metadata['verified']['largest_map_difference'] < export_lib.TOLERANCE
+  with np.load(path) as archive:
+    assert any('context' in name for name in archive.files)
+  scores, maps = loader.load(path)(np.full((2, 32, 32, 3), 90, np.uint8))
+  assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+  assert maps.shape == (2, 32, 32) and np.isfinite(maps).all()
+
+
 @pytest.mark.parametrize(
   'changes',
   [
@@ -307,7 +319,10 @@ def test_a_foreign_onnx_file_is_named(tmp_path):
   path = os.fspath(tmp_path / 'foreign.onnx')
   for outputs, missing in ((('score',), 'map'), (('score', 'map'), 'category')):
     onnx_writer.write(
-      path, lambda x, names=outputs: dict.fromkeys(names, x * 2), (4, 4, 3), {}
+      path,
+      lambda x, names=outputs: dict.fromkeys(names, x.astype(np.float32)),
+      (4, 4, 3),
+      {},
     )
     with pytest.raises(ValueError, match=f'foreign.onnx.*{missing}.*export.py'):
       onnx_loader.load(path)
@@ -335,82 +350,3 @@ model = serve_models.open_model({os.fspath(onnx_file[0])!r})
 print(model.run(np.zeros((2, 32, 32, 3), np.uint8))[1].shape)
 """
   assert _run(code).strip() == '(2, 32, 32)'
-
-
-def _scan(x):
-  return jax.lax.scan(lambda carry, _: (carry * 2, None), x, length=3)[0]
-
-
-@pytest.mark.parametrize(
-  'function, name',
-  [
-    (jax.numpy.sin, 'sin'),
-    (jax.checkpoint(lambda x: x * 2), 'remat'),
-    (_scan, 'scan'),
-  ],
-  ids=['sin', 'remat', 'scan'],
-)
-def test_onnx_names_what_it_cannot_write(tmp_path, function, name):
-  pytest.importorskip('onnx', reason='the extra onnx is not installed')
-  from dmdd_jax.export import onnx as onnx_writer
-
-  with pytest.raises(onnx_writer.UnknownPrimitiveError, match=name):
-    onnx_writer.write(
-      str(tmp_path / 'x.onnx'),
-      lambda x: {'score': function(x.astype('float32'))},
-      (4, 4, 3),
-      {},
-    )
-
-
-def _pool(window, strides=(1, 1, 1, 1), padding='VALID', base=(1, 1, 1, 1)):
-  def pool(images):
-    x = images.astype('float32')
-    return {
-      'map': jax.lax.reduce_window(
-        x, -np.inf, jax.lax.max, window, strides, padding, base
-      )
-    }
-
-  return pool
-
-
-@pytest.mark.parametrize(
-  'function, message',
-  [
-    (
-      lambda x: {'map': jax.lax.top_k(x.astype('float32'), 2)[1]},
-      "top_k's indices",
-    ),
-    (_pool((1, 3, 3, 3)), 'window_dimensions'),
-    (_pool((1, 3, 3, 1), (1, 1, 1, 2)), 'window_strides'),
-    (_pool((1, 3, 3, 1), padding=((0, 0), (1, 1), (1, 1), (1, 1))), 'padding'),
-    (_pool((1, 3, 3, 1), base=(1, 2, 1, 1)), 'base_dilation'),
-    (
-      lambda x: {'map': jax.lax.sort(x.astype('float32'))},
-      'sort has no translation',
-    ),
-  ],
-)
-def test_what_onnx_cannot_say_is_refused(function, message, tmp_path):
-  pytest.importorskip('onnx', reason='the extra onnx is not installed')
-  path = tmp_path / 'model.onnx'
-  with pytest.raises(onnx_writer.UnknownPrimitiveError, match=message):
-    onnx_writer.write(str(path), function, (8, 8, 4), {})
-  assert not path.exists()
-
-
-def test_the_values_of_top_k_are_translated(tmp_path):
-  pytest.importorskip('onnx', reason='the extra onnx is not installed')
-  onnxruntime = pytest.importorskip('onnxruntime')
-  path = str(tmp_path / 'model.onnx')
-
-  def function(images):
-    return {'top': jax.lax.top_k(images.astype('float32'), 2)[0]}
-
-  onnx_writer.write(path, function, (3, 5, 4), {})
-  images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4), np.uint8)
-  session = onnxruntime.InferenceSession(path)
-  np.testing.assert_array_equal(
-    session.run(['top'], {'images': images})[0], function(images)['top']
-  )

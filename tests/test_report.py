@@ -317,7 +317,10 @@ def test_the_page_says_what_is_on_disk(tmp_path):
   path = page_lib.write(tmp_path)
   assert path == str(tmp_path / 'report.html')
   page = _text(path)
-  assert page.count('<details') == 2 and '{{' not in page.split('<script>')[0]
+  assert (
+    page.count('<details class="category"') == 2
+    and '{{' not in page.split('<script>')[0]
+  )
   for title in (
     'Image scores',
     'ROC of the images',
@@ -333,11 +336,36 @@ def test_the_page_says_what_is_on_disk(tmp_path):
   own = re.search(r'<tr class="own">(.*?)</tr>', page, re.DOTALL)[1]
   assert own.count('class="none"') == 3 and page.count('>99.5<') == 1
   # 2 of 4 defective missed, 2 of 4 good alarm; of mine 4 of 6 by the scale.
-  (row,) = re.findall(
+  row, _ = re.findall(  # Of the results, and of the verdicts.
     r'<tr><th scope="row">screw</th>(.*?)</tr>', page, re.DOTALL
   )
   assert re.findall(r'<td>(\d+)</td>', row)[:4] == ['4', '4', '2', '2']
   assert not re.search(r'(?:src|href)="(?!#|data:)', page)
+
+
+def test_asked_and_seen_false_alarms_stand_side_by_side(tmp_path):
+  at_threshold = {
+    'image_false_positive_rate_asked': 0.01,
+    'image_false_positive_rate': 0.5,
+    'confidence': {'image_false_positive_rate': [0.15, 0.85]},
+    'warnings': ['2 of 4 good images are called defective'],
+  }
+  make_category(tmp_path / 'screw', 'screw', at_threshold=at_threshold)
+  make_category(tmp_path / 'before', 'before')  # Older results say less.
+  page = _text(page_lib.write(tmp_path))
+  section = page.split('id="verdicts"')[1].split('</section>')[0]
+  rows = re.findall(r'<tr><th scope="row">.*?</tr>', section, re.DOTALL)
+  texts = [re.sub('<[^>]*>', ' ', row).split() for row in rows]
+  before, screw = (' '.join(text) for text in texts)
+  assert screw.startswith('screw 2.5 4 1.00 50.00 15.00 to 85.00 2 of 4 50.00')
+  assert screw.endswith('2 of 4 2 of 4 good images are called defective')
+  assert before == 'before 2.5 4 – 50.00 2 of 4 50.00 2 of 4'
+
+
+def test_no_table_beside_others_where_nobody_published(tmp_path):
+  make_category(tmp_path / 'mine', 'mine')
+  page = _text(page_lib.write(tmp_path))
+  assert 'id="anchors"' not in page and 'href="#anchors"' not in page
 
 
 def test_a_mean_stands_beside_theirs_where_all_were_run():
@@ -448,7 +476,9 @@ def open_page(browser, request):
     page.on('pageerror', lambda error: faults.append(str(error)))
     page.on(
       'request',
-      lambda r: r.url.startswith(('file:', 'data:')) or faults.append(r.url),
+      lambda r: (
+        r.url.startswith(('file:', 'data:', 'blob:')) or faults.append(r.url)
+      ),
     )
     page.goto(f'file://{path}')
     page.evaluate("document.querySelector('#gallery').scrollIntoView()")
@@ -544,6 +574,36 @@ def test_filters_for_missed_and_false_alarms(open_page, site):
   _wait_for_count(page, '#cards li', 2)
 
 
+def test_another_threshold_can_be_tried(open_page, site):
+  page = open_page(site)
+  _expect(page.locator('#trial')).to_be_hidden()
+  page.select_option('#category', label='a')
+  text = page.locator('#trial-text')
+  _expect(text).to_have_text(
+    re.compile('threshold 2.5: 2 of 4 defective missed, 2 of 4 good called')
+  )
+  page.locator('#threshold').fill('0')
+  _expect(text).to_have_text(re.compile('0 of 4 defective missed, 4 of 4 good'))
+  _expect(text).to_have_text(re.compile("the run's is 2.5"))
+  page.get_by_text('false alarms 4').click()
+  _wait_for_texts(page, '#cards .badge', ['false alarm'] * 4)
+  page.get_by_text("back to the run's").click()
+  _wait_for_texts(page, '#cards .badge', ['false alarm'] * 2)
+  _expect(page.locator('#trial-reset')).to_be_hidden()
+
+
+def test_the_gallery_as_csv(open_page, site):
+  page = open_page(site)
+  page.fill('#search', 'onerror')
+  _wait_for_count(page, '#cards li', 1)
+  with page.expect_download() as download:
+    page.get_by_text('CSV of these images').click()
+  with open(download.value.path(), encoding='utf-8', newline='') as file:
+    (row,) = csv.DictReader(file)
+  assert row['category'] == 'b' and row['verdict'] == 'good'
+  assert row['file'].endswith(NASTY) and float(row['threshold']) == 2.5
+
+
 def _wait_for_opacity(page, selector, opacity):
   first = page.locator(selector).first
   _expect(first).to_have_css('opacity', opacity, timeout=30_000)
@@ -555,7 +615,7 @@ def test_the_slider_by_keyboard(open_page, site):
   page.wait_for_selector('#cards .base')
   view = page.locator('#view')
   assert page.locator('#cards .shades[src]').count() == 0  # Not decoded yet.
-  page.locator('#search').focus()
+  page.locator('#csv').focus()
   page.keyboard.press('Tab')
   outline = view.evaluate('x => getComputedStyle(x).outlineStyle')
   assert outline == 'solid'

@@ -179,10 +179,12 @@ class DMDD(nn.Module):
   def teach(self, images: jax.Array) -> tuple[jax.Array, ...]:
     """The teacher's taps of images (B, H, W, 3) in [0, 1]; no gradient.
 
-    With `student.context` those of the images, then of their smaller copies.
+    `student.levels` of the images, then with `student.context` all three of
+    their smaller copies.
     """
     x = resnet.normalize(images)
-    taps = self.teacher(x.astype(self.dtype), train=False)
+    levels = self.student_options.get('levels', 3)
+    taps = self.teacher(x.astype(self.dtype), train=False)[:levels]
     if context := self.student_options.get('context', 0):
       x = student_lib.shrink(x, context).astype(self.dtype)
       taps += self.teacher(x, train=False)
@@ -235,11 +237,15 @@ class DMDD(nn.Module):
     if not self.student_options.get('context', 0):
       weights = np.float32(np.repeat(shares / levels, levels))
       return jnp.sum(maps * weights, axis=-1)
-    total, count = jnp.float32(0.0), levels // 2
+    total, first = jnp.float32(0.0), self.student_options.get('levels', 3)
     for branch, share in enumerate(shares):
+      start = branch * levels
       local, context = (  # By slices alone: those can be exported.
-        jnp.mean(jax.lax.slice_in_dim(maps, i, i + count, axis=-1), axis=-1)
-        for i in (branch * levels, branch * levels + count)
+        jnp.mean(jax.lax.slice_in_dim(maps, *ends, axis=-1), axis=-1)
+        for ends in (
+          (start, start + first),
+          (start + first, start + levels),
+        )
       )
       rest = 1.0 - self.context_share
       if self.context_fusion == 'mean':

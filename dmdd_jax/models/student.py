@@ -157,8 +157,10 @@ class Student(nn.Module):
     stop_abnormality_gradient: the abnormality branch does not train the trunk.
     dtype: of the computation.
     remat: the residual blocks' activations are computed again for the gradient.
-    context: one of `CONTEXTS`; if not 0, the second half of the taps are the
-      teacher's of a copy of the image with its side divided by this.
+    levels: how many of the teacher's levels the trunk reproduces, from the
+      finest on, 1 to 3. A second trunk reproduces all three.
+    context: one of `CONTEXTS`; if not 0, the taps after the first `levels` are
+      the teacher's of a copy of the image with its side divided by this.
     context_width: `TapFusion.width` of the second trunk.
   """
 
@@ -168,6 +170,7 @@ class Student(nn.Module):
   stop_abnormality_gradient: bool = False
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  levels: int = 3
   context: int = 0
   context_width: int = 512
 
@@ -204,8 +207,7 @@ class Student(nn.Module):
       )
       return decoder(embedding, [tap.shape[1:3] for tap in taps], train)
 
-    levels = len(taps) // 2 if self.context else len(taps)
-    taps, context_taps = taps[:levels], taps[levels:]
+    taps, context_taps = taps[: self.levels], taps[self.levels :]
     if self.trunk == 'encoder_decoder':
       encoder = resnet.ResNet(self.arch, 4, name='encoder', **options)
       deepest = encoder(images, train)[-1]
@@ -214,7 +216,7 @@ class Student(nn.Module):
     elif self.trunk == 'reverse':
       features = reverse(taps)
     elif self.trunk == 'encoder':
-      encoder = resnet.ResNet(self.arch, levels, name='encoder', **options)
+      encoder = resnet.ResNet(self.arch, self.levels, name='encoder', **options)
       features = encoder(images, train)
     else:
       raise ValueError(

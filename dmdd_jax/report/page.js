@@ -17,8 +17,13 @@
   };
   const figure = (x) => x === null || x === undefined ? '–' : String(Number(x.toPrecision(4)));
   const baseName = (file) => file.slice(file.lastIndexOf('/') + 1);
-  const fault = (item) => item.label && item.verdict === 'good' ? 'missed'
-    : !item.label && item.verdict === 'defective' ? 'alarm' : '';
+  // Thresholds that are tried on the page, by category; the run's elsewhere.
+  const tried = new Map();
+  const thresholdOf = (item) => tried.get(item.category) ?? categories[item.category].threshold;
+  const verdictOf = (item) => !tried.has(item.category) ? item.verdict
+    : item.score >= tried.get(item.category) ? 'defective' : 'good';
+  const fault = (item) => item.label && verdictOf(item) === 'good' ? 'missed'
+    : !item.label && verdictOf(item) === 'defective' ? 'alarm' : '';
 
   // One line of a chunk has the data of one image; a few chunks stay split.
   const chunks = new Map();
@@ -79,15 +84,20 @@
   }
 
   const cards = items.map((item, index) => {
-    const card = make('li', fault(item) ? 'wrong' : '');
-    const kind = {missed: ', missed', alarm: ', false alarm'}[fault(item)] || '';
+    const card = make('li');
     card.dataset.index = index;
     card.setAttribute('role', 'option');
     card.setAttribute('aria-selected', 'false');
-    card.setAttribute('aria-label', `${item.file}, ${item.defect}, score ${figure(item.score)}${kind}`);
     card.tabIndex = -1;
+    judge(card, item);
     return card;
   });
+
+  function judge(card, item) {
+    const kind = {missed: ', missed', alarm: ', false alarm'}[fault(item)] || '';
+    card.className = kind ? 'wrong' : '';
+    card.setAttribute('aria-label', `${item.file}, ${item.defect}, score ${figure(item.score)}${kind}`);
+  }
 
   function fill(card) {
     const index = Number(card.dataset.index), item = items[index], wrong = fault(item);
@@ -189,7 +199,69 @@
     for (const card of list.children) near.observe(card);
     byId('status').textContent = `${shown.length} of ${items.length} images.`;
     mark(0);
+    showTrial();
   }
+
+  // The category whose threshold can be tried: the chosen one, or the only one.
+  const trialCategory = () => categories.length === 1 ? 0
+    : byId('category').value === '' ? null : Number(byId('category').value);
+
+  // The slider's ends: a little beyond the category's scores.
+  function trialRange(number) {
+    const scores = items.filter((item) => item.category === number && item.score !== null).map((item) => item.score);
+    const low = Math.min(...scores), high = Math.max(...scores), margin = 0.02 * (high - low || 1);
+    return [low - margin, high + margin];
+  }
+
+  function showTrial() {
+    const number = trialCategory(), slider = byId('threshold');
+    byId('trial').hidden = number === null;
+    byId('trial-choose').hidden = number !== null;
+    if (number === null) return;
+    const [low, high] = trialRange(number), own = categories[number].threshold;
+    const level = tried.get(number) ?? own;
+    const inside = items.filter((item) => item.category === number);
+    const count = (kind) => inside.filter((item) => fault(item) === kind).length;
+    const defective = inside.filter((item) => item.label).length;
+    byId('trial-name').textContent = categories[number].name;
+    slider.value = level === null ? 1000 : Math.round(1000 * (level - low) / (high - low));
+    slider.setAttribute('aria-valuetext', figure(level));
+    const moved = tried.has(number);
+    byId('trial').toggleAttribute('data-moved', moved);
+    byId('trial-reset').hidden = !moved;
+    byId('trial-text').textContent = level === null ? 'The run has no threshold.'
+      : `${moved ? 'Tried' : 'The run\'s'} threshold ${figure(level)}: ${count('missed')} of ${defective} defective missed, `
+      + `${count('alarm')} of ${inside.length - defective} good called defective.`
+      + (moved ? ` Verdicts below follow it; the run's is ${figure(own)}. A threshold chosen on test images promises nothing of new ones.` : '');
+  }
+
+  function tryThreshold(value) {
+    const number = trialCategory();
+    if (value === null) tried.delete(number);
+    else tried.set(number, value);
+    items.forEach((item, index) => { if (item.category === number) judge(cards[index], item); });
+    update();
+  }
+  byId('threshold').addEventListener('input', () => {
+    const [low, high] = trialRange(trialCategory());
+    tryThreshold(low + (high - low) * Number(byId('threshold').value) / 1000);
+  });
+  byId('trial-reset').addEventListener('click', () => tryThreshold(null));
+
+  byId('csv').addEventListener('click', () => {
+    const quoted = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    const lines = [['category', 'file', 'defect', 'label', 'score', 'threshold', 'verdict', 'overlap']];
+    for (const item of shown.map((index) => items[index])) {
+      lines.push([categories[item.category].name, item.file, item.defect, item.label, item.score,
+        thresholdOf(item), verdictOf(item), item.overlap]);
+    }
+    const text = lines.map((line) => line.map((x) => quoted(String(x ?? ''))).join(',') + '\n').join('');
+    const link = make('a');
+    link.href = URL.createObjectURL(new Blob([text], {type: 'text/csv'}));
+    link.download = 'images.csv';
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
 
   function mark(place, focus) {
     const old = list.querySelector('[tabindex="0"]');
@@ -239,10 +311,11 @@
     const index = shown[current], item = items[index], category = categories[item.category];
     byId('dialog-title').textContent = item.file;
     byId('large').replaceChildren(frameOf(index));
-    const verdict = {missed: 'missed', alarm: 'false alarm'}[fault(item)] || item.verdict;
+    const verdict = {missed: 'missed', alarm: 'false alarm'}[fault(item)] || verdictOf(item);
     const facts = [['category', category.name], ['kind', item.defect], ['verdict', verdict],
-      ['score', figure(item.score)], ['threshold', figure(category.threshold)],
-      ['error', figure(item.error)], ['mean of maps', figure(item.control)],
+      ['score', figure(item.score)],
+      [tried.has(item.category) ? 'threshold tried' : 'threshold', figure(thresholdOf(item))],
+      ['error', figure(tried.has(item.category) ? null : item.error)], ['mean of maps', figure(item.control)],
       ['outline at', figure(category.pixelThreshold)],
       ['overlap (IoU)', item.overlap === null ? '–' : item.overlap.toFixed(3)],
       ['colours', category.colors.map(figure).join(' to ')], ['place', `${current + 1} of ${shown.length}`]];

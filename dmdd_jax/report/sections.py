@@ -57,6 +57,7 @@ def context(categories: Sequence[category_lib.Category]) -> dict[str, Any]:
     'provenance': _provenance(categories),
     'tiles': _tiles(categories),
     'results': _results_table(categories),
+    'verdicts': [_verdicts(one) for one in categories],
     'anchors': anchors_table(categories),
     'categories': [_category(one, len(categories)) for one in categories],
     'colors': _color_tables(),
@@ -170,14 +171,44 @@ def _results_row(
   }
 
 
+def _verdicts(category: category_lib.Category) -> dict[str, Any]:
+  """What a category's threshold asked for, and what the test saw."""
+  calibration = category.calibration
+  at = category.results.get('at_threshold', {})
+  good, defective = category.count(0), category.count(1)
+  calibrated = bool(calibration.images)
+
+  def share(count: int, total: int) -> float | None:
+    return count / total if calibrated and total else None
+
+  confidence = at.get('confidence') or {}
+  return {
+    'name': category.name,
+    'threshold': _number(calibration.image_threshold),
+    'held_out': calibration.images,
+    'asked': at.get('image_false_positive_rate_asked'),
+    'seen': share(category.alarms, good),
+    'interval': confidence.get('image_false_positive_rate'),
+    'alarms': category.alarms if calibrated else '',
+    'good': good,
+    'recall': share(defective - category.missed, defective),
+    'missed': category.missed if calibrated else '',
+    'defective': defective,
+    'warnings': at.get('warnings', []),
+  }
+
+
 def anchors_table(
   categories: Sequence[category_lib.Category],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """This run beside published figures, by category and over all 15.
 
-  The run has a mean only if it has all of MVTec AD.
+  The run has a mean only if it has all of MVTec AD. None where nobody has
+  published figures of any category of this run.
   """
   own = {c.name: results_lib.flatten(c.results) for c in categories}
+  if not set(own) & set(published.PER_CATEGORY):
+    return None
   whole = set(published.MVTEC_AD) <= set(own)
   blocks = [name for name in own if name in published.PER_CATEGORY]
   blocks.append(published.MEAN)
