@@ -96,7 +96,7 @@ def test_perfect_maps_score_one_and_a_missing_one_is_named(tmp_path):
   assert set(rows) == {'nut'}
   for name in ('image_auroc', 'pixel_auroc', 'pixel_ap', 'au_pro'):
     assert rows['nut'][name] == 1.0
-  assert '| nut | 100.00 |' in results.format_table(rows)
+  assert '| nut | 100.00 ' in results.format_table(rows)
   os.remove(stem + '.tiff')
   with pytest.raises(maps_lib.BadMapError, match='every test image'):
     evaluate_maps.evaluate_maps(str(tmp_path / 'maps'), str(tmp_path / 'data'))
