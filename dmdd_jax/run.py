@@ -358,10 +358,15 @@ def evaluate_workdir(
   if given is not None:
     given = for_category(given, stored.data.category)
   config = config_lib.for_evaluation(stored, changes or {}, given)
+  images_lib.allow_pixels(config.data.max_pixels)
   if recalibrate:
     _check_same_split(stored.data, config.data)
   dataset = layouts.list_dataset(config.data)
-  records = images_lib.validate(dataset.test, config.data.on_bad_image)
+  records = images_lib.validate(
+    dataset.test,
+    config.data.on_bad_image,
+    white_level=config.data.white_level,
+  )
   predictor = predictor_lib.Predictor(config)
   if recalibrate:
     training, held_out = evaluate.training_images(config, dataset)
@@ -490,6 +495,7 @@ def _write_pictures(
     scores['map'],
     calibration,
     per_group=config.eval.pictures,
+    white_level=config.data.white_level,
   )
   storage.attempt(
     failures,
