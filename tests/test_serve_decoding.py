@@ -70,7 +70,11 @@ def test_the_structure_is_refused_before_decoding(name, tmp_path, monkeypatch):
   content = make()
   path = tmp_path / 'attack.img'
   path.write_bytes(content)
-  monkeypatch.setattr(images_lib, '_to_rgb', None)  # Decodes.
+
+  def decode(*_, **__):
+    raise AssertionError('decoded')
+
+  monkeypatch.setattr(images_lib, '_to_rgb', decode)
   # Of --mode predict, and of the server.
   with pytest.raises(files.BadImageError, match=f'attack.img.*{text}'):
     images_lib.read_image(path, None)
