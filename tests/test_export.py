@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import model_helpers
 import numpy as np
@@ -80,6 +81,19 @@ def test_the_file_equals_the_checkpoint_and_says_what_it_is(stablehlo):
   assert found['platforms'] == ['cpu', 'cuda', 'tpu']
   assert found['input']['shape'] == ['batch', 32, 32, 3]
   assert found['image_threshold'] == 0.5 and found['arch'] == 'resnet18'
+
+
+def test_it_says_by_which_white_level_to_read_files():
+  config, state, calibration, _ = make_trained(data__white_level=4095)
+  inspector = types.SimpleNamespace(
+    config=config, calibration=calibration, step=6, batch_size=3
+  )
+  metadata = export_lib.describe(inspector, state, 'none').metadata
+  assert metadata['white_level'] == 4095
+  assert (
+    '(min(value, 4095) * 255 + 2047) // 4095' in (metadata['input']['decoding'])
+  )
+  assert serve_models.from_inspector(inspector, 'x').white_level == 4095
 
 
 def _run(code):

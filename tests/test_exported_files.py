@@ -65,6 +65,8 @@ def change(path, function):
     ('input', {'shape': ['batch', True, True, 3]}, 'input.shape is'),
     ('input', [8, 8], 'input.shape is None'),
     ('format', 'dmdd_jax onnx 99', "'dmdd_jax onnx 99'"),
+    ('white_level', 4095.5, 'white_level is 4095.5'),
+    ('white_level', -1, 'white_level is -1'),
     ('image_threshold', None, None),
     ('image_threshold', math.nan, None),
     ('image_threshold', 7, None),
@@ -234,6 +236,35 @@ def test_the_loader_reads_every_file_as_predict_does(tmp_path):
   clear = images_lib.read_image(tmp_path / 'palette_clear.png', None)
   opaque = images_lib.read_image(tmp_path / 'palette.png', None)
   assert (clear != opaque).any()
+
+
+def test_a_white_level_is_applied(tmp_path):
+  """As `--mode predict` does, by what the file says of its training."""
+  path = tmp_path / 'deep.png'
+  Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(path)
+  model = onnx_loader.load(
+    exported_helpers.write('onnx', tmp_path, white_level=4095)
+  )
+  (result,) = model.inspect([path])
+  expected = images_lib.read_image(path, None, 4095)
+  assert result.score == pytest.approx(expected.mean() / 255)
+  assert result.score > 0.4 > onnx_loader.read_image(path).max() / 255
+
+
+def test_signed_16_bits_are_read_as_predict_does(tmp_path):
+  path = tmp_path / 'signed.tiff'
+  values = np.linspace(0, 32767, 64).astype(np.int16).reshape(8, 8)
+  # Pillow has no mode for it: tag 339 says that samples are signed.
+  Image.fromarray(values.view(np.uint16)).save(path, tiffinfo={339: 2})
+  for level in (0, 4095):
+    np.testing.assert_array_equal(
+      onnx_loader.read_image(path, level),
+      images_lib.read_image(path, None, level),
+    )
+  low = tmp_path / 'low.tiff'
+  Image.fromarray((values - 5).view(np.uint16)).save(low, tiffinfo={339: 2})
+  with pytest.raises(ValueError, match='low.tiff: values below 0'):
+    onnx_loader.read_image(low)
 
 
 def test_neither_reads_32_bits(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 
+import exported_helpers
 import numpy as np
 from PIL import Image
 import program_helpers
@@ -51,6 +53,21 @@ def test_form_and_json_give_the_same_answer(address):
   assert values.shape == (SIDE, SIDE)
   assert values[2, 2] == pytest.approx(200 / 255, abs=0.01)
   assert values[-2, -2] == pytest.approx(100 / 255, abs=0.01)
+
+
+def test_a_white_level_is_applied():
+  model = dataclasses.replace(serve_helpers.make_model(), white_level=4095)
+  file = io.BytesIO()
+  Image.fromarray(np.full((20, 30), 2048, np.uint16)).save(file, 'PNG')
+  with serving([model]) as running:
+    score = post(running, file.getvalue()).json()['score']
+  assert score == pytest.approx(128 / 255)
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'stablehlo'])
+def test_the_white_level_of_a_file_is_that_of_its_training(kind, tmp_path):
+  path = exported_helpers.write(kind, tmp_path, white_level=4095)
+  assert serve_models.open_model(path).white_level == 4095
 
 
 def test_the_map_as_floats_or_not_at_all(address):

@@ -327,12 +327,15 @@ def read_image(
   return image if size is None else resize_image(image, size)
 
 
-def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
+def decode_image(
+  content: bytes, max_pixels: int, white_level: int = 0
+) -> np.ndarray:
   """Reads an uploaded image, like `read_image`.
 
   Args:
     content: the bytes of a file in one of `UPLOAD_FORMATS`.
     max_pixels: a larger image is refused by its header, before it is decoded.
+    white_level: see `read_image`.
 
   Returns:
     uint8 (H, W, 3) RGB in [0, 255].
@@ -345,7 +348,8 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
   try:
     with _open(io.BytesIO(content), UPLOAD_FORMATS, max_pixels) as file:
       source = _source(file)
-      return np.asarray(_to_rgb(ImageOps.exif_transpose(file), source))
+      upright = ImageOps.exif_transpose(file)
+      return np.asarray(_to_rgb(upright, source, white_level))
   except (files.BadImageError, MemoryError):
     raise
   except Image.UnidentifiedImageError:

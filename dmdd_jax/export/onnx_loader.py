@@ -105,7 +105,7 @@ class Model:
 
     for image in images:
       if not isinstance(image, np.ndarray):
-        image = read_image(image)
+        image = read_image(image, self.metadata.get('white_level', 0))
       picture = Image.fromarray(image)
       side = (self.image_size, self.image_size)
       if picture.size != side:
@@ -165,31 +165,45 @@ def load(path: str | os.PathLike) -> Model:
     ) from error
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, white_level: int = 0) -> np.ndarray:
   """Reads an image file as training and `--mode predict` do.
 
-  The EXIF orientation is applied. 16-bit grey is scaled from its full range.
-  Transparent images are laid over black. The first of several frames is read.
+  The EXIF orientation is applied. Transparent images are laid over black. The
+  first of several frames is read.
+
+  Args:
+    path: the file.
+    white_level: of 16-bit grey, the value that is white, as
+      `Model.metadata['white_level']` has it; 0 is the full range.
 
   Returns:
     uint8 (H, W, 3), RGB.
 
   Raises:
     OSError: the file cannot be read.
-    ValueError: it has 32-bit pixels, whose range is unknown.
+    ValueError: it has 32-bit pixels, whose range is unknown, or values below 0.
   """
   from PIL import Image
   from PIL import ImageOps
 
   with Image.open(path) as file:
     source = file.format
+    tags = getattr(file, 'tag_v2', {})
+    # For Pillow a signed 16-bit TIFF has 32; the tags are BitsPerSample and
+    # SampleFormat.
+    signed = tags.get(258) == (16,) and tags.get(339) == (2,)
     image = ImageOps.exif_transpose(file)
   if image.mode[0] in 'IF':
     # Some versions of Pillow open 16-bit PNG and PPM as 'I'.
-    if image.mode == 'F' or (image.mode == 'I' and source not in _16_BITS):
+    known = signed or source in _16_BITS
+    if image.mode == 'F' or (image.mode == 'I' and not known):
       raise ValueError(f'{path}: 32-bit pixels; expected 8 or 16 bits')
-    values = np.asarray(image).astype(np.int64)
-    image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    white = white_level or (32767 if signed else 65535)
+    values = np.minimum(np.asarray(image).astype(np.int64), white)
+    if values.min(initial=0) < 0:
+      raise ValueError(f'{path}: values below 0; expected 0 and above')
+    values = (values * 255 + white // 2) // white
+    image = Image.fromarray(values.astype(np.uint8))
   elif image.has_transparency_data:
     image = image.convert('RGBA')
     black = Image.new('RGBA', image.size, (0, 0, 0, 255))
@@ -226,6 +240,9 @@ def check_metadata(metadata: dict[str, Any], formats: tuple[str, str]) -> int:
     raise ValueError(f'category is {metadata["category"]!r}, not a name')
   for name in ('image_threshold', 'pixel_threshold'):
     metadata[name] = _threshold(name, metadata[name])
+  white_level = metadata.setdefault('white_level', 0)
+  if type(white_level) is not int or not 0 <= white_level <= 65535:
+    raise ValueError(f'white_level is {white_level!r}, not 0 to 65535')
   entry = metadata['input']
   shape = entry.get('shape') if isinstance(entry, Mapping) else None
   side = shape[1] if isinstance(shape, list) and len(shape) == 4 else None

@@ -172,6 +172,11 @@ def describe(
   function = make_function(config, calibration.fusion)
   variables = jax.tree.map(np.asarray, dict(train_state.variables(state)))
   side = config.data.image_size
+  white_level = config.data.white_level
+  scaling = '(value + 128) // 257'
+  if white_level:
+    half = white_level // 2
+    scaling = f'(min(value, {white_level}) * 255 + {half}) // {white_level}'
   metadata = {
     'category': config.data.category,
     'step': inspector.step,
@@ -188,7 +193,7 @@ def describe(
       'channels': 'RGB',
       'resize': 'Pillow BILINEAR (antialiased), aspect ratio not kept',
       'decoding': 'upright by EXIF; transparent images over black; 16-bit grey'
-      ' as (value + 128) // 257; palette, grey and CMYK by Pillow to RGB',
+      f' as {scaling}; palette, grey and CMYK by Pillow to RGB',
     },
     'outputs': {
       'score': 'float32 (batch,), higher is more anomalous',
@@ -202,7 +207,7 @@ def describe(
     ),
     'calibration_images': calibration.images,
     # Of 16-bit files; whoever prepares the input must scale them by it.
-    'white_level': config.data.white_level,
+    'white_level': white_level,
     'teacher_fingerprint': teacher_fingerprint,
     'versions': provenance.versions(),
     'git_revision': provenance.git_revision(),

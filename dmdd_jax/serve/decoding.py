@@ -56,13 +56,16 @@ class Decoders:
     for index in range(count):
       self._idle.put(index)
 
-  def decode(self, content_type: str, body: Any, side: int) -> Decoded:
+  def decode(
+    self, content_type: str, body: Any, side: int, white_level: int = 0
+  ) -> Decoded:
     """Waits for a child and its answer; can be called from any thread.
 
     Args:
       content_type: multipart/form-data with its boundary, or application/json.
       body: bytes of the request.
       side: of the image that is returned.
+      white_level: see `images.read_image`.
 
     Raises:
       worker.Refusal: the body holds no image, or one beyond the limits.
@@ -70,7 +73,11 @@ class Decoders:
     index = self._idle.get()
     try:
       child = self._children[index]
-      job = {'content_type': content_type, 'side': side}
+      job = {
+        'content_type': content_type,
+        'side': side,
+        'white_level': white_level,
+      }
       try:
         worker.write_frame(child.stdin, job, body)
         answer, pixels = worker.read_frame(child.stdout)

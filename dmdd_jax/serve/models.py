@@ -37,6 +37,7 @@ class Model:
     pixel_threshold: of the outline; None if not calibrated.
     run: called from one thread at a time.
     source: where it came from.
+    white_level: by which its 16-bit files are read, see `images.read_image`.
   """
 
   category: str
@@ -46,6 +47,7 @@ class Model:
   pixel_threshold: float | None
   run: Runner
   source: str
+  white_level: int = 0
 
   def verdict(self, score: float) -> str:
     """See `verdict.verdict`."""
@@ -86,7 +88,6 @@ def _open_workdir(path: str) -> Model:
 def from_inspector(inspector: Any, source: str) -> Model:
   """Serves a `predict.Inspector`; `source` names it in the log."""
   calibration = inspector.calibration
-  _check_white_level(inspector.config.data.white_level, source)
 
   def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     results = inspector(list(images))
@@ -101,6 +102,7 @@ def from_inspector(inspector: Any, source: str) -> Model:
     pixel_threshold=verdict_lib.threshold_or_none(calibration.pixel_threshold),
     run=run,
     source=source,
+    white_level=inspector.config.data.white_level,
   )
 
 
@@ -124,7 +126,6 @@ def _open_stablehlo(path: str) -> Model:
 
 
 def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
-  _check_white_level(metadata.get('white_level', 0), path)
   return Model(
     category=metadata['category'],
     image_size=metadata['input']['shape'][1],
@@ -133,13 +134,5 @@ def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
     pixel_threshold=metadata['pixel_threshold'],
     run=run,
     source=path,
+    white_level=metadata['white_level'],
   )
-
-
-def _check_white_level(white_level: int, source: str) -> None:
-  """Refuses a model whose 16-bit images the server would read too dark."""
-  if white_level:
-    raise ValueError(
-      f'{source} was trained with config.data.white_level = {white_level},'
-      ' which the server does not apply; use --mode predict'
-    )

@@ -96,7 +96,7 @@ class Service:
     self.waiting += 1
     self.metrics.waiting.set(self.waiting)
     try:
-      image = await self._decode(request, batcher.model.image_size)
+      image = await self._decode(request, batcher.model)
       score, values = await batcher.inspect(image.pixels)
     except worker.Refusal as refusal:
       raise fastapi.HTTPException(refusal.status, str(refusal)) from refusal
@@ -143,7 +143,7 @@ class Service:
     return self.batcher(category)
 
   async def _decode(
-    self, request: requests.Request, side: int
+    self, request: requests.Request, model: serve_models.Model
   ) -> decoding.Decoded:
     """The image in a body, at the model's size."""
     scale = 4 / 3 if _kind(request) == 'application/json' else 1.0  # Base64.
@@ -157,7 +157,8 @@ class Service:
         self._decoders.decode,
         request.headers['content-type'],
         body,
-        side,
+        model.image_size,
+        model.white_level,
       )
     finally:
       self._held -= len(body)

@@ -95,7 +95,9 @@ def _work(
   """An answer and the image, or the reason why there is none."""
   try:
     content = image_of_body(job['content_type'], body, limits['bytes'])
-    image = images_lib.decode_image(content, limits['pixels'])
+    image = images_lib.decode_image(
+      content, limits['pixels'], job['white_level']
+    )
   except Refusal as refusal:
     return {'status': refusal.status, 'detail': str(refusal)}, b''
   except images_lib.ImageTooLargeError as error:
