@@ -87,7 +87,7 @@ def train_and_evaluate(
         trainer.predictor,
         trainer.state,
         trainer.meta,
-        trainer.data.dataset.test,
+        _untrained(trainer.data.dataset.test, trainer.meta),
         workdir,
         started=started,
         revision=revision,
@@ -367,6 +367,7 @@ def evaluate_workdir(
     config.data.on_bad_image,
     white_level=config.data.white_level,
   )
+  records = _untrained(records, meta)
   predictor = predictor_lib.Predictor(config)
   if recalibrate:
     training, held_out = evaluate.training_images(config, dataset)
@@ -387,6 +388,14 @@ def evaluate_workdir(
     revision=revision,
     maps=maps,
   )
+
+
+def _untrained(
+  records: Sequence[records_lib.Record], meta: Mapping[str, Any]
+) -> tuple[records_lib.Record, ...]:
+  """The test images without those that the checkpoint was trained on."""
+  trained_on = frozenset(meta.get('trained_on', ()))
+  return folder_lib.untrained(records, trained_on) if trained_on else records
 
 
 def _check_same_split(

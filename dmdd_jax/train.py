@@ -29,6 +29,7 @@ from dmdd_jax import provenance
 from dmdd_jax import sharding
 from dmdd_jax import storage
 from dmdd_jax.data import files
+from dmdd_jax.data import folder as folder_lib
 from dmdd_jax.data import foreground as foreground_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -73,6 +74,7 @@ class TrainData:
     dataset: the checked records; training reads no image of its test part.
     foreground: (N, S, S, 1) uint8, 1 where anomalies may be; None is anywhere.
     held_out_foreground: (M, S, S, 1) uint8, the same of `held_out`.
+    fingerprints: of own images (layout 'folder'), see `folder.fingerprints`.
   """
 
   images: np.ndarray
@@ -81,6 +83,7 @@ class TrainData:
   dataset: records_lib.Dataset
   foreground: np.ndarray | None = None
   held_out_foreground: np.ndarray | None = None
+  fingerprints: Sequence[str] = ()
 
 
 def load_data(config: ml_collections.ConfigDict) -> TrainData:
@@ -123,6 +126,7 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     textures,
     dataset,
     *(_foreground(config, part) for part in (train, held_out)),
+    folder_lib.fingerprints(good) if data.name == layouts.FOLDER else (),
   )
 
 
@@ -452,12 +456,14 @@ class Trainer:
       fault = f'the maps are not finite after step {done - 1}'
       raise self._non_finite(fault, done - 1, phase, self.state)
     scores = self.validate(calibration, done)
+    trained_on = {*self.meta.get('trained_on', ()), *self.data.fingerprints}
     self.meta = {
       'config': json.loads(json.dumps(self.config.to_dict())),
       'teacher_fingerprint': self.fingerprint,
       'calibration': calibration.to_dict(),
       'validation': scores,
       'versions': provenance.versions(),
+      'trained_on': sorted(trained_on),
     }
     checkpoint.save(self.manager, done, self.state, self.meta)
 

@@ -16,6 +16,7 @@ from dmdd_jax.data import check
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
+from dmdd_jax.report import archive
 
 
 @pytest.fixture
@@ -279,6 +280,28 @@ def test_own_images_that_moved_are_evaluated_where_they_are(
   changes = {'data.test_normal': str(there / 'ok'), 'data.root': 'there'}
   with pytest.raises(ValueError, match='to recalibrate'):
     run_lib.evaluate_run(run, changes=changes, recalibrate=True)
+
+
+def test_images_that_were_trained_on_are_not_tested(root, tmp_path, warnings):
+  """With more normal images another share of them is kept for the test."""
+  run = str(tmp_path / 'run')
+  config = _tiny(root, defect='bad', test_fraction=0.5)
+  run_lib.run_categories(config, run)
+  before = {_name(r) for r in layouts.list_dataset(config.data).train}
+  for i in range(20):
+    layout_helpers.save(root / f'ok/new{i}.png', layout_helpers.picture(seed=i))
+  share = {
+    _name(r) for r in layouts.list_dataset(config.data).test if not r.label
+  }
+  assert share & before
+  run_lib.evaluate_run(run)
+  tested = {
+    os.path.basename(row['file'])
+    for row in archive.read_scores(os.path.join(run, 'folder'))
+  }
+  assert share - before <= tested and not tested & before
+  named = [text for text in warnings if 'were trained on (' in text]
+  assert len(named) == 1 and (share & before).pop() in named[0]
 
 
 def test_training_images_that_repeat_are_named(root, warnings):

@@ -8,7 +8,8 @@ Synopsis:
   dataset = folder.list_folder(config.data)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+import hashlib
 import os
 from typing import Any
 
@@ -71,6 +72,47 @@ def list_folder(
 def keeps_test(data: Mapping[str, Any]) -> bool:
   """Whether a share of the normal images is kept for the test."""
   return bool(data['defect']) and not data['test_normal']
+
+
+def fingerprints(records: Iterable[records_lib.Record]) -> list[str]:
+  """A hash of each image's file name and content, wherever it lies."""
+  return [_fingerprint(record.image) for record in records]
+
+
+def untrained(
+  records: Sequence[records_lib.Record], trained_on: Container[str]
+) -> tuple[records_lib.Record, ...]:
+  """The test images without good ones that were trained on.
+
+  With more images than in training, the share that is kept for the test is
+  another one. A warning names what is left out.
+
+  Args:
+    records: the test images.
+    trained_on: `fingerprints` of the training.
+  """
+  known = [
+    not record.label and _fingerprint(record.image) in trained_on
+    for record in records
+  ]
+  names = [r.image for r, trained in zip(records, known) if trained]
+  if names:
+    logging.warning(
+      '%d good images of the test were trained on (%s), as images have been'
+      ' added since: they are not tested. Name others by'
+      ' --config.data.test_normal.',
+      len(names),
+      files.abbreviate(names),
+    )
+  return tuple(r for r, trained in zip(records, known) if not trained)
+
+
+def _fingerprint(path: str) -> str:
+  digest = hashlib.blake2b(os.fsencode(os.path.basename(path)), digest_size=8)
+  with open(path, 'rb') as file:
+    while block := file.read(2**20):
+      digest.update(block)
+  return digest.hexdigest()
 
 
 def _resolve(data: Mapping[str, Any], field: str) -> str:
