@@ -436,6 +436,22 @@ def test_narrow_16_bit_images_are_warned_of(tmp_path, warnings, highest, level):
   assert f'the highest {highest}' in warnings[1]
 
 
+def _colour_16(path, values):
+  cv2.imwrite(str(path), values)
+  return records.Record(str(path), None, 0, 'good')
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tiff'])
+def test_narrow_16_bit_colour_is_warned_of(tmp_path, warnings, suffix):
+  values = np.full((4, 5, 3), 4095, np.uint16)
+  path = tmp_path / f'a{suffix}'
+  images_lib.validate([_colour_16(path, values)], white_level=9)
+  assert len(warnings) == 1
+  assert 'no value above 4095' in warnings[0] and '8 bits' in warnings[0]
+  images_lib.validate([_colour_16(tmp_path / 'b.png', values * 16)])
+  assert len(warnings) == 1
+
+
 def test_wide_16_bit_images_are_not(tmp_path, warnings):
   values = np.array([[0, 40000]], np.uint16)
   path = layout_helpers.save(tmp_path / 'a.png', values)

@@ -74,7 +74,7 @@ class _Seen:
   pixels: int = 0
   fault: str = ''
   doubts: tuple[str, ...] = ()
-  peak: int = 0
+  peak: tuple[int, int] = (0, 0)
 
 
 def check_category(root: str | os.PathLike, category: str) -> Report:

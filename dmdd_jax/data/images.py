@@ -45,6 +45,7 @@ _WAY_OUT = (
 # Highest values of cameras with 10, 12 and 14 bits, whose files have 16.
 _NARROW = (1023, 4095, 16383)
 _SIGNED_16 = 'signed 16-bit TIFF'  # For Pillow, these are of 32 bits.
+_COLOUR_16 = '16-bit colour'  # Of which Pillow gives the upper 8 bits.
 # A mask with as many values above 0 has soft edges, and no numbered kinds.
 _SOFT_LEVELS = 9
 # An inverted mask covers more than this of its image, and of the image's edge.
@@ -112,12 +113,12 @@ class _Look:
 
   Attributes:
     fault: why they cannot be used; '' if they can.
-    peak: highest value of a 16-bit greyscale image; 0 of others.
+    peak: see `peak`.
     mask: what is doubtful about the mask, see `mask_doubts`.
   """
 
   fault: str = ''
-  peak: int = 0
+  peak: tuple[int, int] = (0, 0)
   mask: tuple[str, ...] = ()
 
 
@@ -184,14 +185,35 @@ def validate(
   return kept
 
 
-def white_level_doubt(peaks: Iterable[int], white_level: int) -> str | None:
+def white_level_doubt(
+  peaks: Iterable[tuple[int, int]], white_level: int
+) -> str | None:
   """What to say of 16-bit images with these highest values; None if nothing.
 
   Args:
-    peaks: highest value of each image; 0 of images that have not 16 bits.
+    peaks: of each image, see `peak`.
     white_level: see `read_image`.
   """
-  peaks = [peak for peak in peaks if peak]
+  peaks = tuple(peaks)
+  doubts = (
+    _grey_doubt([grey for grey, _ in peaks if grey], white_level),
+    _colour_doubt([colour for _, colour in peaks if colour]),
+  )
+  return '; '.join(filter(None, doubts)) or None
+
+
+def _colour_doubt(peaks: Sequence[int]) -> str | None:
+  for level in _NARROW:
+    if peaks and max(peaks) <= level:
+      return (
+        f'{len(peaks)} colour images have 16 bits and no value above {level},'
+        ' so they are read as nearly black, and data.white_level is of'
+        f' greyscale alone. Convert them to 8 bits, so that {level} becomes 255'
+      )
+  return None
+
+
+def _grey_doubt(peaks: Sequence[int], white_level: int) -> str | None:
   if not peaks:
     return None
   if white_level:
@@ -257,8 +279,10 @@ def _levels(image: Image.Image, source: str | None) -> np.ndarray:
   return counts
 
 
-def peak(path: str | os.PathLike) -> int:
-  """The highest value of a 16-bit greyscale image; 0 of any other.
+def peak(path: str | os.PathLike) -> tuple[int, int]:
+  """The highest value of a 16-bit image: (greyscale, colour); 0 of any other.
+
+  That of colour is the highest that the upper 8 bits leave possible.
 
   Raises:
     BadImageError: as for `read_image`.
@@ -266,11 +290,13 @@ def peak(path: str | os.PathLike) -> int:
   return _read(path, _peak)
 
 
-def _peak(image: Image.Image, source: str | None) -> int:
-  del source
+def _peak(image: Image.Image, source: str | None) -> tuple[int, int]:
+  if source == _COLOUR_16:
+    upper = int(np.asarray(image.convert('RGB')).max(initial=0))
+    return 0, 256 * upper + 255
   if image.mode[0] != 'I':
-    return 0
-  return int(np.asarray(image).max(initial=0))
+    return 0, 0
+  return int(np.asarray(image).max(initial=0)), 0
 
 
 def _look(record: records_lib.Record) -> _Look:
@@ -534,11 +560,14 @@ def _formats() -> tuple[str, ...]:
 
 
 def _source(file: Image.Image) -> str | None:
-  """The file's format, or `_SIGNED_16`."""
+  """The file's format, or `_SIGNED_16` or `_COLOUR_16`."""
   tags = getattr(file, 'tag_v2', {})
   bits, kind = tags.get(258), tags.get(339)  # BitsPerSample, SampleFormat.
   if file.mode == 'I' and bits == (16,) and kind == (2,):
     return _SIGNED_16
+  tiles = getattr(file, 'tile', ())  # How the decoder unpacks: 'RGB;16B'.
+  if file.mode[0] != 'I' and any(';16' in str(tile[3]) for tile in tiles):
+    return _COLOUR_16
   return file.format
 
 
