@@ -120,6 +120,10 @@ def _only(paths):
     ('a', b'\0\0\0\x1cftypheic\0\0\0\0'),
     ('a', b'8BPS\0\1'),
     ('a', b'\x76\x2f\x31\x01'),
+    ('IM-0001', b'\0' * 128 + b'DICM'),
+    ('a', b'P7\nWIDTH 4\n'),
+    ('a.pcx', b'x'),
+    ('a.JLS', b'x'),
     ('a.NEF', None),
   ],
 )

@@ -39,7 +39,9 @@ SUFFIXES = (
 # Images that are listed, and refused when they are read.
 UNREAD = (
   '.heic', '.heif', '.jxl', '.psd', '.exr', '.dcm', '.raw', '.dng', '.cr2',
-  '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2', '.pef',
+  '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2', '.pef', '.srw', '.nrw',
+  '.heics', '.hif', '.psb', '.xcf', '.eps', '.pcx', '.sgi', '.pfm', '.pam',
+  '.dds', '.jls', '.jxr', '.qoi', '.fits', '.fit', '.dicom', '.ima',
 )
 # Suffixes that say that a file is no image: its content is not looked at.
 _NO_IMAGES = (
@@ -52,7 +54,7 @@ _CONTENT = re.compile(
   rb'|RIFF.{4}WEBP|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0'
   rb'|P[1-6]\s+(#[^\n]*\n\s*)*\d+\s|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51'
   rb'|.{4}ftyp(avi[fs]|hei[cfsx]|hev[cx]|mif1|msf1)|8BPS|v/1\x01'
-  rb'|\0\0\0\x0cJXL \r\n\x87\n',
+  rb'|\0\0\0\x0cJXL \r\n\x87\n|.{128}DICM|P7\nWIDTH |qoif|SIMPLE  =',
   re.DOTALL,
 )
 _HEAD = 256  # Bytes that are read of a file to know its content.
