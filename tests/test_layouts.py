@@ -93,6 +93,7 @@ def test_no_masks_and_some_masks_are_said(root, warnings):
   assert not any(r.has_truth for r in dataset.test if r.label)
   assert all(r.has_truth for r in dataset.test if not r.label)
   assert '3 of 3 defective images have no mask' in warnings[0]
+  assert 'mask_ID.png' in warnings[0]
   (root / 'truth/b.png').unlink()
   layout_helpers.save(root / 'truth/z.png', layout_helpers.mask())
   warnings.clear()

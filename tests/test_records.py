@@ -60,4 +60,6 @@ def test_the_names_of_a_mask_in_their_order():
   names = records.mask_names('7')
   assert names[0] == '7_mask' and names.index('7') < names.index('7_gt')
   assert {'7_MASK', '7_GT', '7_label', '7_segmentation'} <= set(names)
+  assert names.index('mask_7') > names.index('7_ground_truth')
+  assert {'mask_7', 'MASK_7', 'gt_7', 'label_7'} <= set(names)
   assert len(names) == len(set(names))

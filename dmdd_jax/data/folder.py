@@ -199,7 +199,8 @@ def _defects(
   if unknown:
     logging.warning(
       '%d of %d defective images have no mask (%s): image metrics alone,'
-      ' pixel metrics are null',
+      ' pixel metrics are null. The mask of ID.jpg lies in'
+      ' config.data.masks as ID_mask.png, ID.png, ID_gt.png or mask_ID.png',
       len(unknown),
       len(records),
       files.abbreviate(unknown),

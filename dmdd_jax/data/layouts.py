@@ -495,8 +495,8 @@ def _unmasked_message(
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
-    f'(or ID_gt, ID_label, ID_seg, with any suffix of an image).{more} Add the'
-    ' masks, or move the images out of test/.'
+    '(or ID_gt, ID_label, ID_seg, mask_ID, with any suffix of an image).'
+    f'{more} Add the masks, or move the images out of test/.'
   )
 
 

@@ -27,6 +27,7 @@ _MASK_ENDS = (
   '_truth',
   '_ground_truth',
 )
+_MASK_BEGINS = ('mask_', 'gt_', 'label_', 'seg_')
 DEFECT = 'defect'  # Of a defective image that lies in no folder of its own.
 
 
@@ -70,10 +71,13 @@ def mask_names(stem: str) -> tuple[str, ...]:
     stem: the image's.
 
   Returns:
-    The first that is there is the mask: ID_mask, ID, ID_gt, ID_label, ...
+    The first that is there is the mask: ID_mask, ID, ID_gt, ..., mask_ID, ...
   """
-  ends = [end for name in _MASK_ENDS for end in (name, name.upper())]
-  return tuple(dict.fromkeys(stem + end for end in ends))
+  names = [stem + end for text in _MASK_ENDS for end in (text, text.upper())]
+  names += [
+    begin + stem for text in _MASK_BEGINS for begin in (text, text.upper())
+  ]
+  return tuple(dict.fromkeys(names))
 
 
 def hold_out(
