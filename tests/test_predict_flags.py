@@ -1,12 +1,14 @@
 """`--mode predict`: what its flags do, its output and its exit status."""
 
 import json
+import types
 
 from absl.testing import flagsaver
 import pytest
 
 from dmdd_jax import main
 from dmdd_jax import predict
+from dmdd_jax.data import images
 
 ROW = {'file': 'a.png', 'score': 1.5, 'threshold': float('nan'), 'error': ''}
 
@@ -63,3 +65,22 @@ def test_lines_of_json_are_all_that_it_prints(run):
 
 def test_a_stream_ends_with_status_0(run):
   assert run(failed=['a'], incomplete=['b'], watch=True)[2] == 0
+
+
+def test_an_override_without_effect_is_refused(monkeypatch):
+  """The checkpoint says all but how large an image may be."""
+  allowed, changes = [], {'data.max_pixels': 200_000_000}
+  monkeypatch.setattr(main, 'set_up_devices', lambda config: (0, 1))
+  monkeypatch.setattr(images, 'allow_pixels', allowed.append)
+  monkeypatch.setattr(
+    main.config_flags, 'get_override_values', lambda flag: changes
+  )
+  monkeypatch.setattr(main, '_CONFIG', types.SimpleNamespace(value={}))
+  main.FLAGS.mark_as_parsed()
+  monkeypatch.setattr(main, 'predict', lambda workdir: None)
+  with flagsaver.flagsaver(mode='predict', workdir='run'):
+    main.main(['program'])
+    assert allowed == [200_000_000]
+    changes['data.image_size'] = 64
+    with pytest.raises(ValueError, match='data.image_size has no effect'):
+      main.main(['program'])
