@@ -46,7 +46,9 @@ class Model:
   batch_size, step = 2, 7
 
   def __init__(self):
-    self.config = predict.ml_collections.ConfigDict({'data': {'category': 'a'}})
+    self.config = predict.ml_collections.ConfigDict(
+      {'data': {'category': 'a', 'white_level': 0}}
+    )
     self.calibration = calibration_lib.Calibration(
       score_lib.Fusion(), 100.0, 0.5, 1.0, 4
     )
