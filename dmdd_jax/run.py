@@ -7,7 +7,7 @@ Synopsis:
   results = run.evaluate_workdir('runs/mvtec/screw')
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 import json
 import os
 import time
@@ -21,7 +21,7 @@ from dmdd_jax import config as config_lib
 from dmdd_jax import evaluate
 from dmdd_jax import provenance
 from dmdd_jax import storage
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
@@ -45,6 +45,7 @@ def train_and_evaluate(
   workdir: str,
   profile_steps: str | None = None,
   revision: str | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Trains one category, from its newest checkpoint on, and evaluates it.
 
@@ -57,6 +58,7 @@ def train_and_evaluate(
       plugins/profile/ of the workdir, for TensorBoard.
     revision: `provenance.git_revision()` as the program began; that of now by
       default.
+    progress: see `Trainer.run`.
 
   Returns:
     The final state, and what stands in results.json.
@@ -66,14 +68,14 @@ def train_and_evaluate(
     Preempted: SIGTERM came and the state is saved.
   """
   started = time.time()
-  profile = train.parse_steps(profile_steps)
+  profile = trainer_lib.parse_steps(profile_steps)
   revision = revision or provenance.git_revision()
   config_lib.check(config)
   _make_workdir(workdir)
   with preemption.watched():
-    trainer = train.Trainer(config, workdir)
+    trainer = trainer_lib.Trainer(config, workdir)
     try:
-      trainer.run(profile)
+      trainer.run(profile, progress)
       results = _evaluate(
         trainer.predictor,
         trainer.state,
@@ -159,6 +161,7 @@ def run_categories(
   workdir: str,
   profile_steps: str | None = None,
   share: tuple[int, int] = (0, 1),
+  progress: Callable[[int, int], None] | None = None,
 ) -> str:
   """Trains and evaluates every category; a finished one is not run again.
 
@@ -171,6 +174,7 @@ def run_categories(
     profile_steps: see `train_and_evaluate`.
     share: (index, count): run every count-th category from that index on. The
       tables are of all that are finished by then, whoever ran them.
+    progress: see `Trainer.run`.
 
   Returns:
     The table over the categories, as text.
@@ -193,7 +197,9 @@ def run_categories(
     for category in mine:
       single = for_category(config, category)
       directory = os.path.join(workdir, category)
-      rows[category] = _run_category(single, directory, profile_steps, revision)
+      rows[category] = _run_category(
+        single, directory, profile_steps, revision, progress
+      )
       table = _write_tables(config, rows, workdir)
   if jax.process_index() == 0 and rows:
     folders = [
@@ -242,13 +248,16 @@ def _run_category(
   directory: str,
   profile_steps: str | None,
   revision: str | None,
+  progress: Callable[[int, int], None] | None,
 ) -> Mapping[str, Any]:
   """The results of a category, which is trained unless it is finished."""
   if preemption.anywhere():
     preemption.leave('ended before the next category')
   finished = read_finished(config, directory)
   if finished is None:
-    return train_and_evaluate(config, directory, profile_steps, revision)[1]
+    return train_and_evaluate(
+      config, directory, profile_steps, revision, progress
+    )[1]
   logging.info('%s is finished (%s): skipped', config.data.category, directory)
   return finished
 
@@ -279,7 +288,7 @@ def read_finished(
   arch, weights = config.teacher.arch, config.teacher.weights
   if weights != results['config']['teacher']['weights']:
     _, fingerprint = pretrained.load(arch, weights, rng_seed=config.seed)
-    train.check_teacher(directory, results, config, fingerprint)
+    trainer_lib.check_teacher(directory, results, config, fingerprint)
   return results
 
 
@@ -450,6 +459,51 @@ def _write_pictures(evaluation: evaluate.Evaluation, output: str) -> None:
     )
   except Exception:  # Hours of training must not end for a picture.
     logging.exception("%s: the report's data were not written", output)
+
+
+def evaluate_records(
+  workdir: str | os.PathLike,
+  records: Sequence[records_lib.Record],
+  output: str,
+  *,
+  step: int | None = None,
+  eval_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Evaluates a category's checkpoint on test images that no config names.
+
+  Args:
+    workdir: the category's folder.
+    records: the test images.
+    output: gets the files of `evaluate_workdir`, and report.html.
+    step: which checkpoint, by default the newest.
+    eval_options: fields of `config.eval` to change.
+
+  Returns:
+    What stands in `results.json`.
+
+  Raises:
+    CheckpointError, BadImageError, ValueError: as elsewhere.
+  """
+  started, revision = time.time(), provenance.git_revision()
+  config, state, _, meta = trained_lib.load_workdir(workdir, step)
+  with config.unlocked():
+    config.eval.update(eval_options or {})
+  config_lib.check(config)
+  records = images_lib.validate(records, config.data.on_bad_image)
+  _warn_of_other_scores(meta['config']['eval'], config.eval)
+  predictor = predictor_lib.Predictor(config)
+  results = _evaluate(
+    predictor,
+    state,
+    meta,
+    records,
+    output,
+    started=started,
+    revision=revision,
+  )
+  if jax.process_index() == 0:
+    page.try_write(output, [output], [workdir])
+  return results
 
 
 def evaluate_run(

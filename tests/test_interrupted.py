@@ -10,7 +10,7 @@ import numpy as np
 import program_helpers
 import pytest
 
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.launch import preemption
 from dmdd_jax.scoring import trained as trained_lib
 
@@ -41,7 +41,7 @@ def _checkpoints(workdir):
 
 def _results(workdir):
   results = json.loads((workdir / 'surface' / 'results.json').read_text())
-  for name in ('wall_time_s', 'finished'):
+  for name in ('wall_time_s', 'finished', 'command', 'training_command'):
     del results[name]
   return results
 
@@ -88,7 +88,7 @@ def test_a_trace_ends_with_the_training_that_raises(tmp_path, monkeypatch):
   def broken(step, phase, batch, cache):
     raise RuntimeError('broken')
 
-  trainer = object.__new__(train.Trainer)
+  trainer = object.__new__(trainer_lib.Trainer)
   trainer.config = program_helpers.tiny_run('')
   trainer.workdir = str(tmp_path)
   trainer.state = types.SimpleNamespace(step=0, params={})
