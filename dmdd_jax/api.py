@@ -82,7 +82,10 @@ def train(
   changes |= {name.replace('__', '.'): value for name, value in fields.items()}
   if images is not None:
     changes['data.normal'] = images
-  workdir = os.fspath(workdir)
+  both = [field for field in budget.STEPS if field in changes]
+  if minutes is not None and both:
+    raise ValueError(f'minutes picks config.{both[0]}: give one of the two')
+  workdir = os.path.expanduser(workdir)
   full = _configure(changes, workdir)
   names = run_lib.categories(full)
   if len(names) > 1 or jax.process_count() > 1:
@@ -159,7 +162,7 @@ class Inspector(predict.Inspector):
       step: which checkpoint, by default the newest.
       category: of the run; '' where there is one alone.
     """
-    self.workdir = os.fspath(workdir)
+    self.workdir = os.path.expanduser(workdir)
     self.folder = os.path.join(self.workdir, category)
     config, state, calibration, _ = trained_lib.load_workdir(self.folder, step)
     super().__init__(config, state, calibration)
@@ -336,7 +339,8 @@ def _kept(images: Iterable[inputs.Source], workdir: str, name: str) -> str:
       ' on this machine. Name a folder or a glob, or a local workdir.'
     )
   folder = os.path.join(storage.absolute(workdir), 'inputs', name)
-  inputs.keep(images, folder)
+  begun = bool(storage.folders(workdir, 'config.json'))
+  inputs.keep(images, folder, replace=not begun)
   return folder
 
 
@@ -346,13 +350,7 @@ def _with_budget(
   workdir: str,
   minutes: float,
 ) -> ml_collections.ConfigDict:
-  """The config with the steps of the workdir, or with those of `minutes`.
-
-  Raises:
-    ValueError: a field that `minutes` picks is given too.
-  """
-  if both := [field for field in budget.FIELDS[:2] if field in changes]:
-    raise ValueError(f'minutes picks config.{both[0]}: give one of the two')
+  """The config with the steps of the workdir, or with those of `minutes`."""
   [category] = run_lib.categories(config)
   path = storage.path(os.path.join(workdir, category, 'config.json'))
   if not path.exists():

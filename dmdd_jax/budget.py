@@ -20,8 +20,9 @@ import ml_collections
 from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.training import steps
 
+STEPS = ('train.total_steps', 'train.distill_steps')
 # What `pick` decides, and what a training that goes on must keep.
-FIELDS = ('train.total_steps', 'train.distill_steps', 'train.batch_size')
+FIELDS = (*STEPS, 'train.batch_size')
 _CPU_BATCH = 4  # As in configs/mvtec_cpu.py.
 # Steps of each phase: the first ones compile or find their batches ready made.
 _SKIPPED, _MEASURED = 3, 5
