@@ -42,9 +42,10 @@ def _data() -> ml_collections.ConfigDict:
   # Folder that holds one folder per category, or the unpacked set.
   # For 'folder': where relative paths of the next four fields start.
   data.root = ''
-  # For 'folder': normal images, a directory (with all below it) or a glob.
+  # For 'folder': normal images: a directory (with all below it), a glob, or a
+  # list, FILE.txt with a path a line, relative to the list.
   data.normal = ''
-  # For 'folder': defective images, also a directory or a glob; folders in it
+  # For 'folder': defective images, named like the normal ones; folders in it
   # name the kinds of defects. '' means none: training and prediction only,
   # every metric is null.
   data.defect = ''
@@ -326,9 +327,8 @@ def _eval() -> ml_collections.ConfigDict:
   # Where pixel metrics are computed: 'model' (data.image_size), 'native' (maps
   # resized to each mask's own size, as MVTec's evaluation asks), or both.
   evaluation.resolutions = ('model',)
-  # Number of bootstrap resamples of the test images for 95 % intervals; 0 gives
-  # no intervals.
-  evaluation.bootstrap = 0
+  # Whether the metrics of test images get 95 % intervals.
+  evaluation.intervals = True
   # Number of overlays written of the highest- and of the lowest-scored images
   # of each label.
   evaluation.pictures = 4

@@ -118,7 +118,6 @@ def _reevaluate(
   seeds: Sequence[int],
 ) -> dict[int, dict[str, Any]]:
   """The base's checkpoints under other fields of `eval`, calibrated anew."""
-  options = {k.removeprefix('eval.'): v for k, v in changes.items()}
   metrics: dict[int, dict[str, Any]] = {}
   for seed in seeds:
     for category in categories:
@@ -127,7 +126,7 @@ def _reevaluate(
       path = os.path.join(output, 'results.json')
       if not os.path.exists(path):
         run_lib.evaluate_workdir(
-          folder, output, eval_options=options, recalibrate=True
+          folder, output, changes=changes, recalibrate=True
         )
       with open(path) as file:
         results = json.load(file)

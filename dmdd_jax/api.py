@@ -32,9 +32,9 @@ from dmdd_jax import predict
 from dmdd_jax import provenance
 from dmdd_jax import run as run_lib
 from dmdd_jax import storage
+from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import inputs
-from dmdd_jax.data import layouts
 from dmdd_jax.report import overlays
 from dmdd_jax.report import page
 from dmdd_jax.scoring import trained as trained_lib
@@ -209,7 +209,7 @@ class Inspector(predict.Inspector):
         alone.
       output: gets results.json, pictures/, scores.csv and report.html; the
         folder `evaluation` of the category for given images, else the workdir.
-      **options: fields of `config.eval` to change, `bootstrap=1000`.
+      **options: fields of `config.eval` to change, `smoothing_sigma=4.0`.
 
     Returns:
       What stands in results.json: `image_auroc`, `pixel_auroc`, `au_pro` ...,
@@ -218,24 +218,22 @@ class Inspector(predict.Inspector):
     Raises:
       ValueError, FileNotFoundError: an image or option cannot be used.
     """
-    known = sorted(self.config.eval)
-    if unknown := [name for name in options if name not in known]:
-      raise ValueError(
-        f'evaluate has no option {unknown[0]!r}; there are {", ".join(known)}'
-      )
     if images is None and masks is not None:
       raise ValueError('masks is given without images: give both')
-    if images is None:
-      target = os.fspath(output or self.folder)
-      records = layouts.list_dataset(self.config.data).test
-    else:
+    target, records = os.fspath(output or self.folder), None
+    if images is not None:
       target = os.fspath(output or os.path.join(self.folder, 'evaluation'))
       records = inputs.list_test(images, masks, os.path.join(target, 'inputs'))
     command = _call(self.folder, (images, masks, output), options)
     with provenance.command_is(command):
-      results = run_lib.evaluate_records(
-        self.folder, records, target, step=self.step, eval_options=options
+      results = run_lib.evaluate_workdir(
+        self.folder,
+        target,
+        changes={f'eval.{name}': value for name, value in options.items()},
+        step=self.step,
+        records=records,
       )
+    page.try_write(target, [target], [self.folder])
     self._evaluated = None if target == self.folder else target
     return results
 
@@ -395,7 +393,7 @@ def _bar(show: bool) -> Iterator[Callable[[int, int], None]]:
 def _as_list(images: inputs.Sources) -> list[inputs.Source]:
   """Files and arrays of what `Inspector` is called with."""
   if isinstance(images, inputs.PATH):
-    return inputs.expand(images)
+    return list(files.list_inputs(images, field='images').images)
   if isinstance(images, np.ndarray) and images.ndim < 4:
     return [images]  # A row of an image would pass for a grey image.
   return list(images)

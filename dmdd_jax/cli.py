@@ -1,6 +1,8 @@
 """What every command line of this package shares: errors in one line.
 
-Synopsis, at the end of a program:
+Synopsis, at the begin and the end of a program:
+
+  _OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
 
   if __name__ == '__main__':
     cli.run(main)
@@ -8,6 +10,7 @@ Synopsis, at the end of a program:
 
 from collections.abc import Callable, Sequence
 import difflib
+import io
 import itertools
 import logging as std_logging
 import os
@@ -22,17 +25,62 @@ import ml_collections
 
 # What a user can cause; anything else is a bug and shows its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+# Flags that name the file of a config.
+_CONFIG_FLAGS = ('config', 'options')
+# Of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 _HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+
+
+# A flag belongs to the program that defines it, which `--help` lists.
+flags.disclaim_key_flags()
+
+
+class _PathParser(flags.ArgumentParser):
+  """Expands ~, which shells leave as it is in --flag=~/folder."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
+def define_path(
+  name: str, default: str | None, text: str, required: bool = False
+) -> flags.FlagHolder:
+  """A flag whose value is the path of a file or folder, with ~ expanded."""
+  return flags.DEFINE(
+    _PathParser(),
+    name,
+    default,
+    text,
+    serializer=flags.ArgumentSerializer(),
+    required=required,
+  )
+
+
+def define_paths(name: str, text: str) -> flags.FlagHolder:
+  """A required flag like that of `define_path`, which may be given again."""
+  return flags.DEFINE_multi(
+    _PathParser(),
+    flags.ArgumentSerializer(),
+    name,
+    None,
+    text,
+    required=True,
+  )
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
   """Like `absl.app.run`, but a user's error is one line and exit status 1.
 
-  `--verbosity=1` shows the traceback too.
+  So is Ctrl-C, with exit status `INTERRUPTED`. `--verbosity=1` shows the
+  traceback too.
   """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
+  # A file name that is not UTF-8 is printed by its bytes.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='surrogateescape')
 
   def guarded(argv: list[str]) -> None:
     try:
@@ -40,6 +88,10 @@ def run(main: Callable[[list[str]], Any]) -> None:
     except USER_ERRORS as error:
       logging.debug('traceback', exc_info=True)
       sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+      logging.debug('traceback', exc_info=True)
+      print('interrupted: the same command continues', file=sys.stderr)
+      sys.exit(INTERRUPTED)
 
   app.run(guarded, flags_parser=_parse_flags)
 
@@ -100,8 +152,13 @@ def _is_ours(record: std_logging.LogRecord) -> bool:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses the flags; one that cannot be used ends the program."""
+  argv = _with_found_config(argv)
   try:
     rest = flags.FLAGS(argv)
+  except (
+    SystemExit
+  ):  # absl has printed what --help asked for, and exits with 1.
+    sys.exit(0)
   except (*USER_ERRORS, flags.Error, AttributeError, KeyError, TypeError) as e:
     sys.exit(f'error: {explain_config_error(argv) or e}')
   # To absl, a config file that is not there is an error only when it is read.
@@ -134,12 +191,58 @@ def explain_config_error(argv: Sequence[str]) -> str | None:
   return None
 
 
+def find_config(name: str) -> str:
+  """Where a config file is: as it is named, or among the installed ones.
+
+  Args:
+    name: a path with what may follow a colon. ~ is expanded; where there is no
+      file configs/NAME.py, the one beside this package is taken.
+  """
+  path, colon, argument = name.partition(':')
+  path = os.path.expanduser(path)
+  folder, base = os.path.split(os.path.normpath(path))
+  installed = os.path.join(_configs(), base)
+  if folder == 'configs' and not os.path.exists(path):
+    path = installed if os.path.isfile(installed) else path
+  return path + colon + argument
+
+
+def _configs() -> str:
+  """The folder of the configs, in the checkout or as pip installed it."""
+  package = os.path.dirname(os.path.abspath(__file__))
+  return os.path.join(os.path.dirname(package), 'configs')
+
+
+def _with_found_config(argv: Sequence[str]) -> list[str]:
+  """The arguments, with the config files as `find_config` has them."""
+  argv = list(argv)
+  for index, word in enumerate(argv):
+    if word == '--':
+      break
+    name, equals, value = word.partition('=')
+    if name.lstrip('-') not in _CONFIG_FLAGS or not word.startswith('-'):
+      continue
+    if equals:
+      argv[index] = f'{name}={find_config(value)}'
+    elif index + 1 < len(argv):
+      argv[index + 1] = find_config(argv[index + 1])
+  return argv
+
+
 def _missing_file(given: dict[str, str]) -> str | None:
   """What to say where the config file of the arguments is not there."""
+  if given and '' not in given:
+    return (
+      f'--config.{next(iter(given))} changes a configuration: name it with'
+      ' --config=FILE, say the one of the training'
+    )
   path = given.get('', '').partition(':')[0]
   if not given or os.path.isfile(path):
     return None
-  return f'--config: there is no file {path!r} (in {os.getcwd()})'
+  return (
+    f'--config: there is no file {path!r} (in {os.getcwd()}); those of this'
+    f' package are in {_configs()}'
+  )
 
 
 def _config_arguments(argv: Sequence[str]) -> dict[str, str]:

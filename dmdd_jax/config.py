@@ -12,10 +12,12 @@ Synopsis:
 
 from collections.abc import Callable, Iterator, Mapping
 import math
+import os
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from dmdd_jax.data import folder
 from dmdd_jax.data import foreground
 from dmdd_jax.data import layouts
 from dmdd_jax.data import tiles
@@ -211,7 +213,7 @@ RULES: Mapping[str, Rule] = {
     f'at least one of {", ".join(map(repr, RESOLUTIONS))}, each once',
     _are_resolutions,
   ),
-  'eval.bootstrap': _integer(0),
+  'eval.intervals': _boolean(),
   'eval.pictures': _integer(0),
   'mesh.category_groups': _integer(1),
 }
@@ -337,6 +339,8 @@ _ABSENT: Mapping[str, Any] = {
   'loss.focus': 0.0,
   'train.microbatch': 0,
   'train.cache_teacher': False,
+  # It was a number of resamples, 0 by default; reading it changes nothing.
+  'eval.intervals': True,
   # There was no Muon, and other optimisers do not read it.
   'train.student.muon_learning_rate': 0.02,
   'train.head.muon_learning_rate': 0.02,
@@ -361,6 +365,7 @@ def upgrade(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
     weights = [fields.get(f'loss.{name}_weight') for name in ('ngm', 'aim')]
     absent['head.untrained_maps'] = 'loss.focus' in absent and 0 in weights
   config = ml_collections.ConfigDict(stored)
+  config.get('eval', {}).pop('bootstrap', None)
   for field, value in absent.items():
     *path, name = field.split('.')
     part = config
@@ -372,6 +377,97 @@ def upgrade(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
   return config
 
 
+# What of `data` names places, and can change where data have moved.
+_PLACES = (
+  'data.root',
+  'data.normal',
+  'data.defect',
+  'data.masks',
+  'data.test_normal',
+)
+
+
+def for_evaluation(
+  stored: ml_collections.ConfigDict,
+  changes: Mapping[str, Any],
+  given: ml_collections.ConfigDict | None = None,
+) -> ml_collections.ConfigDict:
+  """The config of a checkpoint, with what an evaluation may change of it.
+
+  These are the paths of `data`, `data.on_bad_image` and `eval`. Any other field
+  can be in `changes` if it has the checkpoint's value.
+
+  Args:
+    stored: the checkpoint's config, upgraded.
+    changes: {'data.normal': 'new/good', ...}, what the user has set by hand.
+    given: a config of the same category. Its `eval`, and its paths that are not
+      empty, count as changes, where these say nothing else.
+
+  Raises:
+    ValueError: a change has no effect, is impossible, or would test on images
+      that were trained on; the message names the field.
+  """
+  before = as_json(stored.to_dict())
+  category, is_folder = stored.data.category, stored.data.name == layouts.FOLDER
+  places = _PLACES if is_folder else _PLACES[:1]
+  wanted, useless = {}, []
+  if given is not None:
+    wanted = {
+      field: value
+      for field, value in as_json(given.to_dict()).items()
+      if field.startswith('eval.') or (field in places and value)
+    }
+  for field, value in as_json(changes).items():
+    if field.startswith('per_category.'):
+      row = f'per_category.{category}.'
+      if not field.startswith(row):
+        continue
+      field = field.removeprefix(row)
+    if field in (*places, 'data.on_bad_image') or field.startswith('eval.'):
+      wanted[field] = value
+    elif field == 'data.category':
+      if category not in [name.strip() for name in value.split(',')]:
+        useless.append(f'config.{field} = {value!r}: here is {category!r}')
+    elif field not in before or before[field] != value:
+      known = before.get(field, '(absent)')
+      useless.append(f'config.{field} = {value!r}: it is {known!r}')
+  if useless:
+    raise ValueError(
+      f'evaluating the checkpoint of {category!r}, these settings have no'
+      f' effect:\n  {chr(10).join(useless)}\nLeave them out. An evaluation can'
+      f' change {", ".join(places)}, data.on_bad_image and eval.'
+    )
+  config = ml_collections.ConfigDict(stored.to_dict())
+  for field, value in wanted.items():
+    part, name = field.split('.')
+    config[part][name] = value
+  if wanted:
+    check(config)
+  if is_folder:
+    _check_moved(stored.data, config.data)
+  return config
+
+
+def _check_moved(
+  before: ml_collections.ConfigDict, now: ml_collections.ConfigDict
+) -> None:
+  """Refuses places of own images that cannot be meant; see `for_evaluation`."""
+  fields = [field.removeprefix('data.') for field in _PLACES[1:]]
+  paths = [now[field] for field in fields if now[field]]
+  if now.root != before.root and all(os.path.isabs(path) for path in paths):
+    raise ValueError(
+      f'config.data.root = {now.root!r} has no effect: '
+      + ', '.join(f'{f} = {now[f]!r}' for f in fields if now[f])
+      + ' are absolute. Set them instead, say --config.data.normal=NEW'
+    )
+  if folder.keeps_test(now) and not folder.keeps_test(before):
+    raise ValueError(
+      'all images of config.data.normal were trained on, and none was kept for'
+      ' the test: set --config.data.test_normal to good images that were not'
+      ' trained on'
+    )
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'a': {'b': 1}} -> {'a.b': 1}."""
   flat = {}
@@ -381,3 +477,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
+
+
+def as_json(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """`flatten`, with lists for tuples: JSON has no tuples."""
+  return {
+    field: list(value) if isinstance(value, tuple) else value
+    for field, value in flatten(tree).items()
+  }

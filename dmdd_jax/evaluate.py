@@ -18,11 +18,13 @@ from absl import logging
 import ml_collections
 import numpy as np
 
+from dmdd_jax import storage
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
+from dmdd_jax.metrics import intervals
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.metrics import store as store_lib
@@ -35,6 +37,7 @@ from dmdd_jax.training import train_state
 _THUMBNAIL_BYTES = 2**26
 # False-positive rates up to which MVTec LOCO's sPRO is taken.
 _SPRO_LIMITS = {'spro': 0.3, 'spro_005': 0.05}
+_NO_THRESHOLD = 'no threshold: no image was held out'
 _PIXEL_AT_THRESHOLD = ('pixel_precision', 'pixel_recall', 'pixel_f1')
 
 
@@ -183,12 +186,21 @@ def _spro(
     return region.spro(native.maps, regions, tuple(_SPRO_LIMITS.values()))
 
 
-def write_maps(folder: str | os.PathLike, evaluation: Evaluation) -> None:
-  """Writes the final maps as float32 TIFF, in the layout of data/maps.py."""
+def write_maps(
+  folder: str | os.PathLike, evaluation: Evaluation
+) -> dict[str, str]:
+  """Writes the final maps as float32 TIFF, in the layout of data/maps.py.
+
+  Returns:
+    {path: reason} of the maps that could not be written.
+  """
+  failures: dict[str, str] = {}
   category = evaluation.config.data.category
-  for record, anomaly_map in zip(evaluation.records, evaluation.store.maps):
-    stem = map_files.map_path(folder, category, record)
-    map_files.write_map(f'{stem}.tiff', anomaly_map)
+  stems = map_files.map_paths(folder, category, evaluation.records)
+  for stem, anomaly_map in zip(stems, evaluation.store.maps, strict=True):
+    path = f'{stem}.tiff'
+    storage.attempt(failures, path, map_files.write_map, path, anomaly_map)
+  return failures
 
 
 def _measure(
@@ -208,8 +220,7 @@ def _measure(
       None if unknown else store.masks,
       scores[kind],
       labels,
-      bootstrap=config.eval.bootstrap,
-      seed=config.seed,
+      intervals=config.eval.intervals,
     )
     if unknown:
       _explain(metrics, 'no masks', unknown)
@@ -293,9 +304,9 @@ def _at_threshold(
   """Precision, recall and F1 at the calibrated thresholds.
 
   With the asked and the seen share of good images that are called defective,
-  its 95 % interval under `confidence`, and what speaks against the threshold
-  under `warnings`. Where the truth of pixels is `unknown`, for that reason,
-  theirs are NaN.
+  95 % intervals of the latter and of image recall under `confidence`, and what
+  speaks against the threshold under `warnings`. Where the truth of
+  pixels is `unknown`, for that reason, theirs are NaN.
   """
   metrics = {
     'image_threshold': calibration.image_threshold,
@@ -305,23 +316,55 @@ def _at_threshold(
     'image': (scores, labels, calibration.image_threshold),
     'pixel': (store.maps, store.masks, calibration.pixel_threshold),
   }
+  reasons: dict[str, str] = {}
   for level, arguments in levels.items():
-    for name, value in results_lib.precision_recall_f1(*arguments).items():
-      metrics[f'{level}_{name}'] = value
+    figures = results_lib.precision_recall_f1(*arguments)
+    if math.isnan(arguments[-1]):  # Nothing is at or above no threshold.
+      figures = {'threshold': math.nan, **dict.fromkeys(figures, math.nan)}
+      reasons |= {f'{level}_{name}': _NO_THRESHOLD for name in figures}
+    metrics |= {f'{level}_{name}': value for name, value in figures.items()}
   if unknown:
-    names = [name for name in metrics if name in _PIXEL_AT_THRESHOLD]
-    metrics.update(dict.fromkeys(names, math.nan))
-    metrics['undefined'] = dict.fromkeys(names, unknown)
+    metrics.update(dict.fromkeys(_PIXEL_AT_THRESHOLD, math.nan))
+    reasons |= dict.fromkeys(_PIXEL_AT_THRESHOLD, unknown)
   good = scores[labels == 0]
   metrics['image_false_positive_rate_asked'] = float(asked)
-  if len(good):
+  confidence = {}
+  defective = int(np.count_nonzero(labels))
+  if defective and not math.isnan(metrics['image_recall']):
+    detected = round(metrics['image_recall'] * defective)
+    confidence['image_recall'] = intervals.share(detected, defective)
+  if math.isnan(calibration.image_threshold):
+    metrics['image_false_positive_rate'] = math.nan
+    reasons['image_false_positive_rate'] = _NO_THRESHOLD
+  elif len(good):
     alarms = int(np.count_nonzero(good >= calibration.image_threshold))
     metrics['image_false_positive_rate'] = alarms / len(good)
-    interval = calibration_lib.rate_interval(alarms, len(good))
-    metrics['confidence'] = {'image_false_positive_rate': list(interval)}
+    confidence['image_false_positive_rate'] = intervals.share(alarms, len(good))
     if warnings := calibration_lib.doubts(calibration, good, asked):
       metrics['warnings'] = warnings
+  else:
+    metrics['image_false_positive_rate'] = math.nan
+    reasons['image_false_positive_rate'] = 'no good images'
+  metrics['confidence'] = {k: list(ends) for k, ends in confidence.items()}
+  for name, value in metrics.items():
+    known = name in reasons or not isinstance(value, float)
+    if not known and math.isnan(value):
+      reasons[name] = _why_undefined(name, labels)
+  if reasons:
+    metrics['undefined'] = reasons
   return metrics
+
+
+def _why_undefined(name: str, labels: np.ndarray) -> str:
+  """Why a precision, recall or F1 at a threshold is NaN."""
+  level, figure = name.split('_')
+  nothing = f'no {level} reaches the threshold'
+  if figure == 'precision':
+    return nothing
+  lacking = 'no defect pixels in the masks'
+  if level == 'image':
+    lacking = 'no defective images' if labels.size else 'no images'
+  return lacking if figure == 'recall' else f'{lacking}, and {nothing}'
 
 
 def training_images(

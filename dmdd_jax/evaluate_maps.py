@@ -26,8 +26,6 @@ def evaluate_maps(
   categories: Sequence[str] = (),
   *,
   score_top_pixels: int = 100,
-  bootstrap: int = 0,
-  seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
   """Evaluates maps against ground truth, each category by itself.
 
@@ -38,8 +36,6 @@ def evaluate_maps(
     categories: which; by default those that have a folder of maps.
     score_top_pixels: the image score is the mean of the map's highest pixels,
       this many; 1 is the maximum. How our runs score: `head.score_weight`.
-    bootstrap: resamples for confidence intervals; 0 is none.
-    seed: of the resamples.
 
   Returns:
     {category: what `metrics.results.compute` returns}
@@ -62,11 +58,9 @@ def evaluate_maps(
     records = layouts.list_mvtec(data_root, category).test
     scores = []
     with results_lib.MapStore() as store:
-      for record in records:
-        path = map_files.find_map(
-          map_files.map_path(maps_root, category, record)
-        )
-        anomaly_map = map_files.read_map(path)
+      stems = map_files.map_paths(maps_root, category, records)
+      for record, stem in zip(records, stems):
+        anomaly_map = map_files.read_map(map_files.find_map(stem))
         scores.append(map_files.top_mean(anomaly_map, score_top_pixels))
         mask = images_lib.native_mask(record)
         store.append(map_files.resize_map(anomaly_map, mask.shape), mask)
@@ -75,8 +69,6 @@ def evaluate_maps(
         None,
         np.array(scores),
         np.array([record.label for record in records]),
-        bootstrap=bootstrap,
-        seed=seed,
       )
     logging.info('%s: %d maps', category, len(records))
   return rows

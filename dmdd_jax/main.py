@@ -7,8 +7,10 @@
     --input new/ --output out/
 """
 
+from collections.abc import Mapping
 import os
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -22,14 +24,21 @@ FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Configuration file, e.g. configs/mvtec.py:screw.'
 )
-flags.DEFINE_string('workdir', None, 'Of the run; runs/<config> by default.')
+cli.define_path('workdir', None, 'Of the run; runs/<config> by default.')
 _MODES = ('train', 'evaluate', 'predict')
 flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
-flags.DEFINE_string('input', None, 'predict: an image, a folder or a glob.')
-flags.DEFINE_string('output', None, 'predict: where the results go.')
+cli.define_path(
+  'input',
+  None,
+  'predict: an image, a folder, a glob, or a list of paths, .txt.',
+)
+cli.define_path('output', None, 'predict: where the results go.')
 _FORMATS = ('tiff', 'npy', 'none')
 flags.DEFINE_enum('maps', 'tiff', _FORMATS, 'predict: format of the maps.')
 flags.DEFINE_bool('overlays', True, 'predict: write a picture per image.')
+flags.DEFINE_bool('resume', True, 'predict: go on with the table in --output.')
+flags.DEFINE_bool('watch', False, 'predict: take files as they arrive.')
+flags.DEFINE_bool('jsonl', False, 'predict: print a line of JSON per image.')
 flags.DEFINE_string('profile_steps', None, 'train: trace of the steps a:b.')
 flags.DEFINE_string('coordinator', None, "HOST:PORT of process 0, or 'auto'.")
 flags.DEFINE_integer('num_processes', None, 'Number of processes.')
@@ -49,8 +58,16 @@ def main(argv: list[str]) -> None:
   if workdir is None:
     path = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
+  changes = {}
+  if config is not None:
+    changes = config_flags.get_override_values(FLAGS['config'])
   place = set_up_devices(config)
   if FLAGS.mode == 'predict':
+    if changes:
+      raise ValueError(
+        f'--config.{next(iter(changes))} has no effect: --mode predict reads'
+        " the checkpoint's own configuration"
+      )
     predict(workdir)
     return
   from dmdd_jax import run as run_lib
@@ -66,7 +83,7 @@ def main(argv: list[str]) -> None:
   else:
     options = {}
     if config is not None:
-      options = {'data_root': config.data.root, 'eval_options': config.eval}
+      options = {'given': config, 'changes': changes}
     table = run_lib.evaluate_run(workdir, **options)
   print(table)
   print(f'results: {os.path.join(workdir, "results.md")}')
@@ -99,19 +116,39 @@ def set_up_devices(
 
 
 def predict(workdir: str) -> None:
-  """Inspects `--input`; exit status 1 if a file could not be read."""
+  """Inspects `--input`; exit status 1 if a file was not read or written.
+
+  With --watch the table alone says so, and a signal ends it with status 0.
+  """
   import jax
 
   from dmdd_jax import predict as predict_lib
+  from dmdd_jax import predictions
 
   if not FLAGS.input or not FLAGS.output or jax.process_count() > 1:
     raise app.UsageError('--mode predict needs --input, --output, one process')
+
+  def print_line(row: Mapping[str, Any]) -> None:
+    print(predictions.format_line(row), flush=True)
+
   summary = predict_lib.predict(
-    workdir, FLAGS.input, FLAGS.output, FLAGS.maps, FLAGS.overlays
+    workdir,
+    FLAGS.input,
+    FLAGS.output,
+    FLAGS.maps,
+    FLAGS.overlays,
+    resume=FLAGS.resume,
+    watches=FLAGS.watch,
+    on_row=print_line if FLAGS.jsonl else None,
   )
-  print(summary['table'])
-  if summary['failed']:
-    sys.exit(f'error: {len(summary["failed"])} files could not be read')
+  if not FLAGS.jsonl:
+    print(summary['table'])
+  failed, incomplete = len(summary['failed']), len(summary['incomplete'])
+  if not FLAGS.watch and (failed or incomplete):
+    sys.exit(
+      f'error: {failed} files could not be read, {incomplete} have no map or'
+      ' overlay'
+    )
 
 
 if __name__ == '__main__':

@@ -7,14 +7,13 @@ Synopsis:
   print(result.score, result.verdict, result.map.shape)
 
   summary = predict.predict('runs/mvtec/screw', 'new/*.png', 'out')
+  predict.predict('runs/mvtec/screw', 'new', 'out', watches=True)
 """
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
-import csv
 import dataclasses
-import glob
-import io
 import os
 from typing import Any
 
@@ -24,21 +23,26 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from dmdd_jax import predictions
 from dmdd_jax import sharding
 from dmdd_jax import storage
 from dmdd_jax import verdict as verdict_lib
+from dmdd_jax import watch
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import tiles
-from dmdd_jax.metrics import results as results_lib
-from dmdd_jax.report import overlays
+from dmdd_jax.launch import preemption
+from dmdd_jax.report import overlays as overlays_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import trained as trained_lib
 from dmdd_jax.training import train_state
 
 MAP_FORMATS = ('tiff', 'npy', 'none')
+# Threads that decode, threads that write, and images that wait to be written.
+# Each holds an image or a map at its own size, so they bound the memory.
+_READERS, _WRITERS, _WAITING = 8, 2, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +111,28 @@ class Inspector:
       BadImageError: a file or an array that is no image, named.
     """
     prepared = [self._prepare(image) for image in images]
+    sizes = [size for _, size in prepared]
+    results = self.inspect([image for image, _ in prepared])
+    return [
+      dataclasses.replace(one, map=map_files.resize_map(one.map, size))
+      for one, size in zip(results, sizes, strict=True)
+    ]
+
+  def resize(self, image: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) or (H, W) uint8 at the size that `inspect` takes."""
+    return images_lib.resize_image(image, self.config.data.image_size)
+
+  def inspect(self, images: Sequence[np.ndarray]) -> list[Result]:
+    """Inspects images of `resize`; their maps have that size too."""
     results = []
-    for start in range(0, len(prepared), self.batch_size):
-      results += self._run(prepared[start : start + self.batch_size])
+    for start in range(0, len(images), self.batch_size):
+      results += self._run(images[start : start + self.batch_size])
     return results
 
   def _prepare(
     self, image: str | os.PathLike | np.ndarray
   ) -> tuple[np.ndarray, tuple[int, int]]:
     """The image at the model's size, and its own (height, width)."""
-    side = self.config.data.image_size
     if not isinstance(image, np.ndarray):
       image = images_lib.read_image(image, None)
     elif image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
@@ -124,25 +140,21 @@ class Inspector:
         f'an image array must be uint8 (H, W, 3) or (H, W), is {image.dtype}'
         f' {image.shape}'
       )
-    size = image.shape[:2]
-    return images_lib.resize_image(image, side), size
+    return self.resize(image), image.shape[:2]
 
-  def _run(
-    self, prepared: Sequence[tuple[np.ndarray, tuple[int, int]]]
-  ) -> list[Result]:
-    predictor = self._predictors[0 if len(prepared) == 1 else -1]
-    images = np.stack([image for image, _ in prepared])
-    prediction = predictor(self._state, self.calibration.fusion, images)
+  def _run(self, images: Sequence[np.ndarray]) -> list[Result]:
+    predictor = self._predictors[0 if len(images) == 1 else -1]
+    prediction = predictor(
+      self._state, self.calibration.fusion, np.stack(images)
+    )
     return [
       Result(
         score=float(score),
         verdict=self.verdict(float(score)),
         scaled=self.calibration.scaled(float(score)),
-        map=map_files.resize_map(anomaly_map, size),
+        map=anomaly_map,
       )
-      for score, anomaly_map, (_, size) in zip(
-        prediction.image_score, prediction.map, prepared
-      )
+      for score, anomaly_map in zip(prediction.image_score, prediction.map)
     ]
 
   def verdict(self, score: float) -> str:
@@ -160,183 +172,324 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Inspector:
   return Inspector(config, state, calibration)
 
 
-def list_inputs(pattern: str) -> list[str]:
-  """Files of a file name, a folder (searched recursively) or a glob, sorted.
-
-  Raises:
-    MissingDataError: there is no image.
-  """
-  if os.path.isdir(pattern):
-    below = os.path.join(glob.escape(pattern), '**')
-    paths = glob.glob(below, recursive=True)
-    paths = [path for path in paths if path.lower().endswith(files.SUFFIXES)]
-  elif os.path.isfile(pattern):
-    paths = [pattern]
-  else:
-    paths = glob.glob(pattern, recursive=True)
-  paths = sorted(path for path in paths if os.path.isfile(path))
-  if not paths:
-    raise files.MissingDataError(
-      f'--input={pattern}: holds no image; name a file, a folder or a glob of'
-      f' {", ".join(files.SUFFIXES)}'
-    )
-  return paths
-
-
 def predict(
   workdir: str | os.PathLike,
   pattern: str,
   output: str | os.PathLike,
   map_format: str = 'tiff',
   overlays: bool = True,
+  *,
+  resume: bool = True,
+  watches: bool = False,
+  on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
   """Inspects files and writes predictions.csv, .json, maps and overlays.
 
+  Rows are written as they are known. The same command goes on where another
+  one ended: an image in the table is not inspected again unless it has changed
+  or its map or overlay could not be written.
+
   Args:
     workdir: a trained category's folder.
-    pattern: a file, a folder or a glob.
+    pattern: see `files.list_inputs`.
     output: a folder, made if missing; gets maps/ and overlays/ with the
-      images' paths below their common folder.
+      images' paths below the folder that `pattern` names.
     map_format: one of `MAP_FORMATS`.
     overlays: write a picture per image, one colour scale for all.
+    resume: whether to go on with a table in `output`, or to begin a new one.
+    watches: take files as they arrive, until Ctrl-C or SIGTERM, see `watch`.
+    on_row: called with each new row, {column: value}, when it is in the table,
+      and for a file that could not be read with {'file', 'error'}.
 
   Returns:
-    {'images', 'defective', 'failed': {file: reason}, 'table': path of the CSV}
+    {'images', 'defective', 'failed': {file: reason}, 'incomplete': {file:
+    which of its map and overlay could not be written, and why}, 'table': path
+    of the CSV}
+
+  Raises:
+    ValueError: the table in `output` is of another checkpoint or map format.
+    OSError: the table cannot be written.
+    Preempted: Ctrl-C or SIGTERM came; the table has what was done by then.
   """
   if map_format not in MAP_FORMATS:
     raise ValueError(
       f'--maps={map_format!r}: choose one of {", ".join(MAP_FORMATS)}'
     )
-  paths, output = list_inputs(pattern), os.fspath(output)
+  output = os.fspath(output)
+  if watches:
+    watch.check(pattern)
+    batches = watch.arrivals(watch.lister(pattern, output))
+    listing = None
+  else:
+    listing = files.list_inputs(pattern, output)
+    batches = [listing.images]
   inspector = load(workdir)
-  base = os.path.commonpath(
-    [os.path.dirname(os.path.abspath(p)) for p in paths]
+  table = predictions.Table(
+    output, _describe(inspector, map_format, overlays), resume
   )
-  rows, failed = [], {}
-  with concurrent.futures.ThreadPoolExecutor() as writers:
-    writing = []
-    for path, image, result in _inspect_files(inspector, paths):
-      if isinstance(result, Exception):
-        failed[path] = str(result)
-        logging.error('skipped: %s', result)
-        continue
-      name = os.path.relpath(os.path.abspath(path), base)
-      rows.append(_row(inspector, path, result))
-      if map_format != 'none':
-        target = os.path.join(output, 'maps', f'{name}.{map_format}')
-        writing.append(writers.submit(map_files.write_map, target, result.map))
-      if overlays:
-        target = os.path.join(output, 'overlays', f'{name}.png')
-        job = (_write_overlay, inspector, target, name, image, result)
-        writing.append(writers.submit(*job))
-    for pending in writing:
-      pending.result()
-  table = _write_predictions(output, inspector, rows, failed)
-  defective = sum(row['verdict'] == verdict_lib.DEFECTIVE for row in rows)
+  writer = _Writer(inspector, output, map_format, overlays)
+  base = _base(pattern, listing.images if listing else ())
+  failed: dict[str, str] = {}
+
+  def note(row: dict[str, Any]) -> None:
+    if 'score' in row:
+      table.append(row)
+      failed.pop(row['file'], None)
+    else:
+      failed[row['file']] = row['error']
+    if on_row is not None:
+      on_row(row)
+
+  with preemption.watched(interrupts=True):
+    if listing is None:
+      logging.info('watching %s; Ctrl-C or SIGTERM ends it', pattern)
+    else:
+      for name, reason in listing.faults.items():
+        note({'file': name, 'error': reason})
+    for paths in batches:
+      _inspect_batch(inspector, table, paths, base, writer, note)
+    ended = preemption.received()
+    rows = table.finish(
+      failed, listing.others if listing else (), finished=watches or not ended
+    )
+    asked = None if listing is None else listing.images
+    summary = _summarize(rows, asked, failed, table.path)
+    if ended and listing is not None:
+      preemption.leave(
+        f'{summary["images"]} of {len(listing.images)} images are in'
+        f' {table.path}'
+      )
+  return summary
+
+
+def _inspect_batch(
+  inspector: Inspector,
+  table: predictions.Table,
+  paths: Sequence[str],
+  base: str,
+  writer: '_Writer',
+  note: Callable[[dict[str, Any]], None],
+) -> None:
+  """Inspects those of the files that are not in the table; notes each row."""
+  pending = table.pending(paths)
+  if not pending and not paths:  # Nothing arrived.
+    return
+  known = len(paths) - len(pending)
+  if known:
+    logging.info(
+      '%d of %d images are in %s already', *(known, len(paths), table.path)
+    )
+  with tqdm.tqdm(total=len(paths), initial=known, unit='image') as progress:
+    for row in _inspect_files(inspector, pending, base, writer):
+      note(row)
+      progress.update()
+
+
+def _describe(
+  inspector: Inspector, map_format: str, overlays: bool
+) -> dict[str, Any]:
+  """What the rows of a table must have in common."""
+  return {
+    'category': inspector.config.data.category,
+    'step': inspector.step,
+    'calibration': inspector.calibration.to_dict(),
+    'maps': map_format,
+    'overlays': overlays,
+  }
+
+
+def _base(pattern: str, paths: Sequence[str]) -> str:
+  """The folder below which the paths of outputs are those of the images.
+
+  It is the one that `pattern` names, not what the images of today share: new
+  ones must not move the outputs of older ones.
+  """
+  folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+  if not os.path.isfile(os.path.expanduser(pattern)):
+    folders.append(watch.fixed_folder(pattern))
+  return os.path.commonpath(folders)
+
+
+def _summarize(
+  rows: Sequence[Mapping[str, Any]],
+  paths: Sequence[str] | None,
+  failed: dict[str, str],
+  table: str,
+) -> dict[str, Any]:
+  """Counts the last rows of the files, or of all; see `predict`."""
+  last = {row['file']: row for row in rows}
+  if paths is not None:
+    last = {path: last[path] for path in paths if path in last}
+  incomplete = {
+    name: row['error'] for name, row in last.items() if row['error']
+  }
+  defective = sum(r['verdict'] == verdict_lib.DEFECTIVE for r in last.values())
   logging.info(
-    '%d images, %d defective, %d could not be read; %s',
-    len(rows),
-    defective,
-    len(failed),
-    table,
+    '%d images, %d defective, %d could not be read, %d without map or overlay;'
+    ' %s',
+    *(len(last), defective, len(failed), len(incomplete), table),
   )
   return {
-    'images': len(rows),
+    'images': len(last),
     'defective': defective,
     'failed': failed,
+    'incomplete': incomplete,
     'table': table,
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Item:
+  """A file that was read: only what is needed, not the image itself.
+
+  Attributes:
+    path: of the file.
+    identity: see `predictions.identity`.
+    size: height and width of the image.
+    image: at the model's size.
+    shown: at the size that an overlay shows; None without overlays.
+  """
+
+  path: str
+  identity: tuple[int, int]
+  size: tuple[int, int]
+  image: np.ndarray
+  shown: np.ndarray | None
+
+
+def _read(inspector: Inspector, path: str, shows: bool) -> _Item | Exception:
+  """Reads and shrinks an image; its error is returned."""
+  try:
+    identity = predictions.identity(path)
+    image = images_lib.read_image(path, None)
+  except (files.BadImageError, OSError) as error:
+    return error
+  return _Item(
+    path,
+    identity,
+    image.shape[:2],
+    inspector.resize(image),
+    overlays_lib.shrink_image(image) if shows else None,
+  )
+
+
 def _inspect_files(
-  inspector: Inspector, paths: Sequence[str]
-) -> Iterator[tuple[str, np.ndarray | None, Result | Exception]]:
-  """Yields every file in order; decoding runs a batch ahead of the model."""
+  inspector: Inspector, paths: Sequence[str], base: str, writer: '_Writer'
+) -> Iterator[dict[str, Any]]:
+  """Yields the row of every file in order, once its map and overlay are there.
 
-  def read(path: str) -> np.ndarray | Exception:
-    try:
-      return images_lib.read_image(path, None)
-    except (files.BadImageError, OSError) as error:
-      return error
-
+  Decoding runs a batch ahead of the model, writing at most `_WAITING` images
+  behind it: neither memory nor what is left to do after Ctrl-C grows with the
+  number or size of images. Ends early where a signal came.
+  """
   size = inspector.batch_size
-  starts = range(0, len(paths), size)
-  with (
-    concurrent.futures.ThreadPoolExecutor() as readers,
-    tqdm.tqdm(total=len(paths), unit='image') as progress,
-  ):
-    ahead = [readers.submit(read, path) for path in paths[:size]]
-    for start in starts:
-      names = paths[start : start + size]
-      loaded = [pending.result() for pending in ahead]
+  readers = concurrent.futures.ThreadPoolExecutor(_threads())
+  writers = concurrent.futures.ThreadPoolExecutor(_WRITERS)
+  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+  try:
+    ahead = _submit(readers, inspector, paths[:size], writer.overlays)
+    for start in range(0, len(paths), size):
+      if preemption.received():
+        break
+      names, items = paths[start : start + size], [x.result() for x in ahead]
       following = paths[start + size : start + 2 * size]
-      ahead = [readers.submit(read, path) for path in following]
-      images = [x for x in loaded if not isinstance(x, Exception)]
-      results = iter(inspector(images))
-      for name, item in zip(names, loaded):
-        progress.update()
+      ahead = _submit(readers, inspector, following, writer.overlays)
+      read = [item for item in items if isinstance(item, _Item)]
+      results = iter(inspector.inspect([item.image for item in read]))
+      for path, item in zip(names, items, strict=True):
         if isinstance(item, Exception):
-          yield name, None, item
+          logging.error('skipped: %s', item)
+          row = {'file': path, 'error': str(item)}
+          waiting.append(writers.submit(dict, row))
         else:
-          yield name, item, next(results)
+          name = os.path.relpath(os.path.abspath(path), base)
+          job = (writer.write, name, item, next(results))
+          waiting.append(writers.submit(*job))
+        while len(waiting) > _WAITING:
+          yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    for pool in (readers, writers):
+      pool.shutdown(cancel_futures=True)
 
 
-def _row(inspector: Inspector, path: str, result: Result) -> dict[str, Any]:
-  threshold = inspector.calibration.image_threshold
-  return {
-    'file': path,
-    'score': result.score,
-    'threshold': threshold,
-    'scaled': result.scaled,
-    'verdict': result.verdict,
-    'height': result.map.shape[0],
-    'width': result.map.shape[1],
-  }
-
-
-def _write_overlay(
+def _submit(
+  readers: concurrent.futures.Executor,
   inspector: Inspector,
-  target: str,
-  name: str,
-  image: np.ndarray,
-  result: Result,
-) -> None:
-  calibration = inspector.calibration
-  picture = overlays.overlay(
-    image,
-    result.map,
-    None,
-    pixel_threshold=calibration.pixel_threshold,
-    limits=overlays.calibrated_range(calibration),
-    title=f'{name}: score {result.score:.2f}, {result.verdict}',
-  )
-  os.makedirs(os.path.dirname(target), exist_ok=True)
-  picture.savefig(target, dpi=110)
+  paths: Sequence[str],
+  shows: bool,
+) -> list[concurrent.futures.Future]:
+  return [readers.submit(_read, inspector, path, shows) for path in paths]
 
 
-def _write_predictions(
-  output: str,
-  inspector: Inspector,
-  rows: Sequence[dict[str, Any]],
-  failed: dict[str, str],
-) -> str:
-  """Writes predictions.csv and predictions.json; returns the CSV's path."""
-  text = io.StringIO()
-  fields = ('file', 'score', 'threshold', 'scaled', 'verdict')
-  fields += ('height', 'width')
-  table = csv.DictWriter(text, fields, lineterminator='\n')
-  table.writeheader()
-  table.writerows(rows)
-  path = os.path.join(output, 'predictions.csv')
-  storage.write_text(path, text.getvalue())
-  document = {
-    'category': inspector.config.data.category,
-    'step': inspector.step,
-    'calibration': inspector.calibration.to_dict(),
-    'predictions': list(rows),
-    'failed': failed,
-  }
-  storage.write_text(
-    os.path.join(output, 'predictions.json'), results_lib.format_json(document)
-  )
-  return path
+def _threads() -> int:
+  return min(_READERS, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+  """Writes the map and the overlay of an image, and makes its row.
+
+  Attributes:
+    inspector: gives thresholds and colours.
+    output: the folder.
+    map_format: one of `MAP_FORMATS`.
+    overlays: whether there are any.
+  """
+
+  inspector: Inspector
+  output: str
+  map_format: str
+  overlays: bool
+
+  def write(self, name: str, item: _Item, result: Result) -> dict[str, Any]:
+    """Writes the outputs of the image NAME; returns its row."""
+    failures: dict[str, str] = {}
+    if self.map_format != 'none':
+      target = self._target('maps', name, f'.{self.map_format}')
+      storage.attempt(failures, target, _write_map, target, item, result)
+    if self.overlays:
+      target = self._target('overlays', name, '.png')
+      storage.attempt(
+        failures, target, self._write_overlay, target, name, item, result
+      )
+    return {
+      'file': item.path,
+      'score': result.score,
+      'threshold': self.inspector.calibration.image_threshold,
+      'scaled': result.scaled,
+      'verdict': result.verdict,
+      'height': item.size[0],
+      'width': item.size[1],
+      'bytes': item.identity[0],
+      'modified_ns': item.identity[1],
+      'error': '; '.join(
+        reason if target in reason else f'{target}: {reason}'
+        for target, reason in failures.items()
+      ),
+    }
+
+  def _target(self, kind: str, name: str, suffix: str) -> str:
+    return os.path.join(self.output, kind, storage.fit_name(name, suffix))
+
+  def _write_overlay(
+    self, target: str, name: str, item: _Item, result: Result
+  ) -> None:
+    calibration = self.inspector.calibration
+    text = f'score {result.score:.2f}, {result.verdict}'
+    picture = overlays_lib.overlay(
+      item.shown,
+      result.map,
+      None,
+      pixel_threshold=calibration.pixel_threshold,
+      limits=overlays_lib.calibrated_range(calibration),
+      name=name,
+      text=text,
+      size=item.size,
+    )
+    overlays_lib.save(picture, target, f'{name}: {text}')
+
+
+def _write_map(target: str, item: _Item, result: Result) -> None:
+  map_files.write_map(target, map_files.resize_map(result.map, item.size))

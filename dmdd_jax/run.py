@@ -22,11 +22,14 @@ from dmdd_jax import evaluate
 from dmdd_jax import provenance
 from dmdd_jax import storage
 from dmdd_jax import trainer as trainer_lib
+from dmdd_jax.data import files
+from dmdd_jax.data import folder as folder_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.launch import groups
+from dmdd_jax.launch import lock
 from dmdd_jax.launch import preemption
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.models import pretrained
@@ -38,6 +41,10 @@ from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import trained as trained_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import train_state
+
+
+class IncompleteError(OSError):
+  """The results are written, but pictures or other files are not."""
 
 
 def train_and_evaluate(
@@ -61,18 +68,20 @@ def train_and_evaluate(
     progress: see `Trainer.run`.
 
   Returns:
-    The final state, and what stands in results.json.
+    The final state, and what stands in results.json. Under `incomplete` are
+    {file: reason} of pictures and the like that could not be written.
 
   Raises:
+    LockedError: another process trains in the folder.
     ValueError, FileNotFoundError, NonFiniteError: see the modules.
-    Preempted: SIGTERM came and the state is saved.
+    Preempted: SIGTERM or Ctrl-C came and the state is saved.
   """
   started = time.time()
   profile = trainer_lib.parse_steps(profile_steps)
   revision = revision or provenance.git_revision()
   config_lib.check(config)
   _make_workdir(workdir)
-  with preemption.watched():
+  with preemption.watched(), lock.held(workdir):
     trainer = trainer_lib.Trainer(config, workdir)
     try:
       trainer.run(profile, progress)
@@ -181,7 +190,8 @@ def run_categories(
 
   Raises:
     ValueError, FileNotFoundError, NonFiniteError: see the modules.
-    Preempted: SIGTERM came and the state is saved.
+    IncompleteError: pictures or a report could not be written; all else is.
+    Preempted: SIGTERM or Ctrl-C came and the state is saved.
   """
   index, count = share
   names = categories(config)
@@ -189,6 +199,7 @@ def run_categories(
     config_lib.check(for_category(config, name))
   revision = provenance.git_revision()  # The checkout may change meanwhile.
   mine, rows, table = names[index::count], {}, ''
+  missing: dict[str, str] = {}
   with preemption.watched():
     _make_workdir(workdir)
     if jax.process_index() == 0 and mine:
@@ -200,13 +211,25 @@ def run_categories(
       rows[category] = _run_category(
         single, directory, profile_steps, revision, progress
       )
+      missing |= rows[category].get('incomplete', {})
       table = _write_tables(config, rows, workdir)
   if jax.process_index() == 0 and rows:
     folders = [
       os.path.join(workdir, name) for name in _finished(config, rows, workdir)
     ]
-    page.try_write(workdir, folders)
+    missing |= page.try_write(workdir, folders)
+  _check_complete(missing, workdir)
   return table
+
+
+def _check_complete(missing: Mapping[str, str], output: str) -> None:
+  """Raises `IncompleteError` where {file: reason} is not empty."""
+  if missing:
+    reasons = [f'{name} ({reason})' for name, reason in missing.items()]
+    raise IncompleteError(
+      f'the results are in {output}, but {len(missing)} files could not be'
+      f' written: {files.abbreviate(reasons)}. The same command writes them.'
+    )
 
 
 def _write_tables(
@@ -254,7 +277,7 @@ def _run_category(
   if preemption.anywhere():
     preemption.leave('ended before the next category')
   finished = read_finished(config, directory)
-  if finished is None:
+  if finished is None or 'incomplete' in finished:
     return train_and_evaluate(
       config, directory, profile_steps, revision, progress
     )[1]
@@ -312,12 +335,13 @@ def evaluate_workdir(
   workdir: str | os.PathLike,
   output: str | os.PathLike | None = None,
   *,
-  data_root: str | None = None,
-  eval_options: Mapping[str, Any] | None = None,
+  changes: Mapping[str, Any] | None = None,
+  given: ml_collections.ConfigDict | None = None,
   step: int | None = None,
   maps: str | os.PathLike | None = None,
   recalibrate: bool = False,
   revision: str | None = None,
+  records: Sequence[records_lib.Record] | None = None,
 ) -> dict[str, Any]:
   """Evaluates a category's checkpoint and writes its results and pictures.
 
@@ -325,27 +349,33 @@ def evaluate_workdir(
     workdir: the category's folder.
     output: where to write `results.json`, `pictures/`, `scores.csv` and
       `report_data.zip`; the workdir.
-    data_root: where the data lie now; None means where they lay in training.
-    eval_options: fields of `config.eval` to change.
+    changes: {'data.root': 'new', 'eval.intervals': False}, see
+      `config.for_evaluation`; the data lie where they lay in training by
+      default.
+    given: a config of the run, whose `eval` and paths count as changes too.
     step: which checkpoint, by default the newest.
     maps: see `evaluate`.
     recalibrate: fit fusion and thresholds again on the images that training
       held out, instead of taking those stored with the checkpoint.
     revision: see `train_and_evaluate`.
+    records: the test images; those that the config names by default.
 
   Returns:
     What stands in `results.json`.
   """
   started = time.time()
   revision = revision or provenance.git_revision()
-  config, state, _, meta = trained_lib.load_workdir(workdir, step)
-  with config.unlocked():
-    config.data.root = data_root or config.data.root
-    config.eval.update(eval_options or {})
-  if eval_options:
-    config_lib.check(config)
-  dataset = layouts.list_dataset(config.data)
-  records = images_lib.validate(dataset.test, config.data.on_bad_image)
+  stored, state, _, meta = trained_lib.load_workdir(workdir, step)
+  if given is not None:
+    given = for_category(given, stored.data.category)
+  config = config_lib.for_evaluation(stored, changes or {}, given)
+  if recalibrate:
+    _check_same_split(stored.data, config.data)
+  if records is None or recalibrate:
+    dataset = layouts.list_dataset(config.data)
+  if records is None:
+    records = dataset.test
+  records = images_lib.validate(records, config.data.on_bad_image)
   predictor = predictor_lib.Predictor(config)
   if recalibrate:
     training, held_out = evaluate.training_images(config, dataset)
@@ -366,6 +396,20 @@ def evaluate_workdir(
     revision=revision,
     maps=maps,
   )
+
+
+def _check_same_split(
+  before: ml_collections.ConfigDict, now: ml_collections.ConfigDict
+) -> None:
+  """Refuses to calibrate on images that training has not held out."""
+  if before.name == layouts.FOLDER and (
+    folder_lib.keeps_test(before) != folder_lib.keeps_test(now)
+  ):
+    raise ValueError(
+      'data.defect and data.test_normal decide which normal images are held'
+      ' out: to recalibrate, set neither where training had none, and leave'
+      ' neither out'
+    )
 
 
 def _warn_of_other_scores(
@@ -416,30 +460,44 @@ def _evaluate(
     predictor, state, calibration, records, encode
   ) as evaluation:
     results = evaluation.metrics
+    results['validation'] = meta['validation']
+    results |= provenance.describe(
+      config,
+      meta,
+      step=int(state.step),
+      seconds=time.time() - started,
+      revision=revision,
+    )
     if writes:
-      if maps is not None:
-        evaluate.write_maps(maps, evaluation)
-      _write_pictures(evaluation, output)
-  results['validation'] = meta['validation']
-  results |= provenance.describe(
-    config,
-    meta,
-    step=int(state.step),
-    seconds=time.time() - started,
-    revision=revision,
-  )
-  if writes:
-    path = os.path.join(output, 'results.json')
-    storage.write_text(path, results_lib.format_json(results))
-    logging.info('results in %s', path)
+      path = os.path.join(output, 'results.json')
+      # First, so that nothing that comes after can lose them; without the rest
+      # they are no finished run, see `_run_category`.
+      not_yet = {'pictures': 'the program ended before'}
+      text = results_lib.format_json({**results, 'incomplete': not_yet})
+      storage.write_text(path, text)
+      if failures := _write_pictures(evaluation, output, maps):
+        results['incomplete'] = failures
+      storage.write_text(path, results_lib.format_json(results))
+      logging.info('results in %s', path)
   return results
 
 
-def _write_pictures(evaluation: evaluate.Evaluation, output: str) -> None:
-  """Writes the overlays, and the scores and pictures of the report."""
+def _write_pictures(
+  evaluation: evaluate.Evaluation,
+  output: str,
+  maps: str | os.PathLike | None,
+) -> dict[str, str]:
+  """Writes maps, overlays, and the scores and pictures of the report.
+
+  Returns:
+    {file: reason} of what could not be written.
+  """
   config, calibration = evaluation.config, evaluation.calibration
   records, scores = evaluation.records, evaluation.scores
-  overlays.write_overlays(
+  failures = {}
+  if maps is not None:
+    failures |= evaluate.write_maps(maps, evaluation)
+  failures |= overlays.write_overlays(
     os.path.join(output, 'pictures'),
     records,
     evaluation.store.maps,
@@ -447,63 +505,19 @@ def _write_pictures(evaluation: evaluate.Evaluation, output: str) -> None:
     calibration,
     per_group=config.eval.pictures,
   )
-  try:
-    archive.write(
-      output,
-      config.data.root,
-      records,
-      scores,
-      evaluation.store,
-      evaluation.thumbnails,
-      calibration,
-    )
-  except Exception:  # Hours of training must not end for a picture.
-    logging.exception("%s: the report's data were not written", output)
-
-
-def evaluate_records(
-  workdir: str | os.PathLike,
-  records: Sequence[records_lib.Record],
-  output: str,
-  *,
-  step: int | None = None,
-  eval_options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-  """Evaluates a category's checkpoint on test images that no config names.
-
-  Args:
-    workdir: the category's folder.
-    records: the test images.
-    output: gets the files of `evaluate_workdir`, and report.html.
-    step: which checkpoint, by default the newest.
-    eval_options: fields of `config.eval` to change.
-
-  Returns:
-    What stands in `results.json`.
-
-  Raises:
-    CheckpointError, BadImageError, ValueError: as elsewhere.
-  """
-  started, revision = time.time(), provenance.git_revision()
-  config, state, _, meta = trained_lib.load_workdir(workdir, step)
-  with config.unlocked():
-    config.eval.update(eval_options or {})
-  config_lib.check(config)
-  records = images_lib.validate(records, config.data.on_bad_image)
-  _warn_of_other_scores(meta['config']['eval'], config.eval)
-  predictor = predictor_lib.Predictor(config)
-  results = _evaluate(
-    predictor,
-    state,
-    meta,
-    records,
+  storage.attempt(
+    failures,
+    os.path.join(output, archive.ARCHIVE),
+    archive.write,
     output,
-    started=started,
-    revision=revision,
+    config.data.root,
+    records,
+    scores,
+    evaluation.store,
+    evaluation.thumbnails,
+    calibration,
   )
-  if jax.process_index() == 0:
-    page.try_write(output, [output], [workdir])
-  return results
+  return failures
 
 
 def evaluate_run(
@@ -525,6 +539,7 @@ def evaluate_run(
 
   Raises:
     CheckpointError: there is no checkpoint.
+    IncompleteError: pictures, maps or a report could not be written.
   """
   workdir = os.fspath(workdir)
   output = os.fspath(output or workdir)
@@ -533,18 +548,23 @@ def evaluate_run(
   own = storage.path(os.path.join(workdir, 'checkpoints'))
   if own.is_dir() or not folders:
     metrics = evaluate_workdir(workdir, output, **options)
+    missing = metrics.get('incomplete', {})
     if jax.process_index() == 0:
-      page.try_write(output, [output], [workdir])
+      missing |= page.try_write(output, [output], [workdir])
+    _check_complete(missing, output)
     return results_lib.format_table({metrics['category']: metrics})
   rows, targets = {}, []
+  missing = {}
   for folder in folders:
     target = os.path.join(output, os.path.basename(folder))
     metrics = evaluate_workdir(folder, target, **options)
     rows[metrics['category']] = metrics
+    missing |= metrics.get('incomplete', {})
     targets.append(target)
   if jax.process_index():
     return results_lib.format_table(rows)
   tables = results_lib.format_tables(rows)
   storage.write_texts(output, tables)
-  page.try_write(output, targets, folders)
+  missing |= page.try_write(output, targets, folders)
+  _check_complete(missing, output)
   return tables['results.md']

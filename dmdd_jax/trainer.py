@@ -12,6 +12,7 @@ Synopsis:
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -27,6 +28,7 @@ from dmdd_jax import config as config_lib
 from dmdd_jax import provenance
 from dmdd_jax import sharding
 from dmdd_jax import storage
+from dmdd_jax.data import files
 from dmdd_jax.data import foreground as foreground_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -103,6 +105,7 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
   )
   images, _ = images_lib.load_arrays(train, data.image_size)
   held, _ = images_lib.load_arrays(held_out, data.image_size)
+  _warn_of_repeats((*train, *held_out), (*images, *held))
   logging.info(
     '%s: %d images to train on, %d held out, %d to test',
     data.category,
@@ -119,6 +122,27 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     dataset,
     *(_foreground(config, part) for part in (train, held_out)),
   )
+
+
+def _warn_of_repeats(
+  records: Sequence[records_lib.Record], images: Sequence[np.ndarray]
+) -> None:
+  """Logs which normal images are the same picture, pixel by pixel."""
+  first: dict[bytes, str] = {}
+  repeats = []
+  for record, image in zip(records, images, strict=True):
+    digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    known = first.setdefault(digest, record.image)
+    if known != record.image:
+      repeats.append(f'{record.image} is {known}')
+  if repeats:
+    logging.warning(
+      '%d of %d normal images repeat another one (%s): held-out images that'
+      ' were trained on as well make thresholds too low',
+      len(repeats),
+      len(images),
+      files.abbreviate(repeats),
+    )
 
 
 def _foreground(
@@ -192,7 +216,7 @@ class Trainer:
       checkpoint.close(self.manager)
       raise
     self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-    # Whether any process had SIGTERM, as asked at the step before.
+    # Whether any process had a signal, as asked at the step before.
     self._preempted: jax.Array | None = None
     # Images and masks; made at the first validation.
     self._validation: tuple[np.ndarray, np.ndarray] | None = None
@@ -248,7 +272,7 @@ class Trainer:
 
     Raises:
       NonFiniteError: a loss, a gradient or the maps are not finite.
-      Preempted: SIGTERM came, and the state is saved.
+      Preempted: SIGTERM or Ctrl-C came, and the state is saved.
       CheckpointError: a checkpoint could not be saved.
     """
     train = self.config.train
@@ -264,7 +288,8 @@ class Trainer:
     profile = range(
       max(first, profile.start), min(profile.stop, train.total_steps)
     )
-    with contextlib.ExitStack() as trace:  # An error ends the trace too.
+    with preemption.watched(interrupts=True), contextlib.ExitStack() as trace:
+      # An error ends the trace too.
       for step, batch in enumerate(self.batches(first), first):
         phase = steps.phase(self.config, step)
         if phase == 'segment':
@@ -306,7 +331,7 @@ class Trainer:
     self._pending.append((step, metrics))
 
   def _is_preempted(self) -> bool:
-    """Whether SIGTERM came to this process or to any other.
+    """Whether SIGTERM or Ctrl-C came to this process or to any other.
 
     Several processes ask each other over the devices. The answer used here is
     that of the step before: waiting for this step's would be waiting for the

@@ -8,6 +8,9 @@ Synopsis:
 import math
 
 DEFECTIVE, GOOD, UNCALIBRATED = 'defective', 'good', 'uncalibrated'
+# Scores are spreads of normal pixels above their median: of the order of 1,
+# and of a million where the pixels hardly differ.
+HIGHEST_THRESHOLD = 1e9
 
 
 def verdict(score: float, threshold: float | None) -> str:
@@ -37,3 +40,17 @@ def verdict(score: float, threshold: float | None) -> str:
 def threshold_or_none(threshold: float) -> float | None:
   """A threshold for JSON, which has no NaN: None where none was set."""
   return float(threshold) if math.isfinite(threshold) else None
+
+
+def check_threshold(name: str, value: object) -> None:
+  """Raises ValueError where a value is no threshold; NaN is one: none is set.
+
+  The loader beside an exported file (export/onnx_loader.py) has the same rule.
+  """
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f'{name} is {value!r}, not a number')
+  if abs(value) > HIGHEST_THRESHOLD:
+    raise ValueError(
+      f'{name} is {value}: no score comes near it; at most'
+      f' {HIGHEST_THRESHOLD:g} is expected'
+    )

@@ -21,6 +21,7 @@ from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import steps
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TESTS = os.path.dirname(os.path.abspath(__file__))
 SIZE = 32
 
 

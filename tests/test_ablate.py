@@ -74,9 +74,9 @@ def test_the_base_is_shared_and_eval_variants_only_evaluate(
       for seed in seeds
     }
 
-  def fake_evaluate(folder, output, *, eval_options, recalibrate):
+  def fake_evaluate(folder, output, *, changes, recalibrate):
     assert recalibrate
-    evaluated.append((os.path.relpath(folder, tmp_path), dict(eval_options)))
+    evaluated.append((os.path.relpath(folder, tmp_path), dict(changes)))
     os.makedirs(output)
     with open(os.path.join(output, 'results.json'), 'w') as file:
       json.dump(_results(0.25), file)
@@ -102,7 +102,7 @@ def test_the_base_is_shared_and_eval_variants_only_evaluate(
   assert [folder for _, folder in trained] == ['base']
   assert (
     os.path.join('base', 'seed_1', 'screw'),
-    {'score_top_pixels': 1},
+    {'eval.score_top_pixels': 1},
   ) in evaluated
   count = len(evaluated)
   assert ablate.run('score', ('screw',), **options) == text

@@ -261,8 +261,8 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_wrong_options_of_an_evaluation_are_named(inspector, surface):
-  with pytest.raises(ValueError, match="'bootstraps'; there are .*bootstrap"):
-    inspector.evaluate(surface, bootstraps=3)
+  with pytest.raises(ValueError, match='config.eval.bootstraps is no field'):
+    inspector.evaluate(os.path.join(surface, 'test'), bootstraps=3)
   with pytest.raises(ValueError, match='masks is given without images'):
     inspector.evaluate(masks=surface)
 

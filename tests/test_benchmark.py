@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from dmdd_jax.benchmark import coverage
 from dmdd_jax.benchmark import input as input_suite
 from dmdd_jax.benchmark import latency
 from dmdd_jax.benchmark import measure
@@ -91,3 +92,26 @@ def test_a_server_is_asked_by_one_client_and_by_many(tmp_path):
 def test_what_is_not_installed_stands_in_the_table():
   table = measure.format_table([latency.missing('server', 'serve')])
   assert '| server: the extra serve is not installed | not measured |' in table
+
+
+def test_delongs_interval_by_hand():
+  scores, labels = np.array([1.0, 2, 3, 2.5, 4, 5]), np.repeat([0, 1], 3)
+  # Won by defects: 2/3, 1, 1; over good images: 1, 1, 2/3.
+  half = 1.959964 * np.sqrt(2 * np.var([2 / 3, 1, 1], ddof=1) / 3)
+  low, high = coverage.delong(scores, labels)
+  assert low == pytest.approx(8 / 9 - half)
+  assert high == 1.0
+
+
+def test_the_coverage_suite_counts_what_holds(monkeypatch):
+  monkeypatch.setattr(coverage, '_SETS', {'scores': 20, 'maps': 3})
+  monkeypatch.setattr(coverage, '_LARGE', 400)
+  monkeypatch.setattr(coverage, 'SIZES', ((8, 12),))
+  rows = coverage.run(measure.Options(repeats=1))
+  assert {row.metric for row in rows} >= {'image_auroc', 'au_pro'}
+  for row in rows:
+    assert 0 < row.truth <= 1
+    assert all(0 <= share <= 1 for share in row.covered.values())
+    assert all(0 <= width < 1 for width in row.width.values())
+  table = coverage.format_table(rows)
+  assert '| image_ap |' in table and '| 8 + 12 |' in table

@@ -268,14 +268,6 @@ def test_tail_quantile_where_there_is_no_tail(scores):
   assert calibration.tail_quantile(np.ones(50), 0.01) == 1.0
 
 
-def test_rate_interval_is_that_of_clopper_and_pearson():
-  for count, total in ((0, 60), (4, 60), (60, 60), (1, 1)):
-    expected = stats.binomtest(count, total).proportion_ci(0.95, 'exact')
-    np.testing.assert_allclose(
-      calibration.rate_interval(count, total), tuple(expected), atol=1e-9
-    )
-
-
 def test_doubts_name_a_rate_and_scores_that_do_not_fit():
   rng = np.random.default_rng(3)
   config = model_helpers.tiny_config(calibration__image_fpr=0.01)
@@ -368,3 +360,24 @@ def test_uncalibrated_survives_its_document():
   assert again.fusion == found.fusion and again.images == 0
   assert math.isnan(again.image_threshold)
   assert math.isnan(again.pixel_threshold)
+
+
+@pytest.mark.parametrize('scores', [[2.0], [2.0] * 4, [1.0, 2.0, 2.0]])
+def test_scores_without_a_spread_are_warned_of(scores, warnings):
+  config = model_helpers.tiny_config()
+  fitted = calibration.fit(
+    config, score_lib.Fusion(), np.zeros((1, 4, 4)), np.array(scores)
+  )
+  assert any('the highest score, 2:' in text for text in warnings)
+  doubts = calibration.doubts(fitted, np.ones(1), 0.01)
+  assert any('the highest score, 2:' in text for text in doubts)
+  assert np.isnan(fitted.scaled(3.0))  # And not a million spreads.
+  assert fitted.verdict(3.0) == 'defective'
+
+
+def test_scores_with_a_spread_are_not(warnings):
+  config = model_helpers.tiny_config()
+  scores = np.array([1.0, 1.5, 2.0])
+  maps = np.zeros((1, 4, 4))
+  fitted = calibration.fit(config, score_lib.Fusion(), maps, scores)
+  assert not warnings and np.isfinite(fitted.scaled(3.0))

@@ -178,11 +178,17 @@ def test_repeated_images_of_one_folder_are_counted(nut):
 
 
 def test_files_that_are_no_images_are_said_and_no_fault(nut):
-  (nut / 'train/good/photo.heic').write_text('x')
+  (nut / 'train/good/notes.doc').write_text('x')
   report = _check(nut)
   assert not report.faults
-  assert '1 files have no image suffix' in check.format_report(report)
-  assert 'photo.heic' in check.format_report(report)
+  assert '1 files are no images' in check.format_report(report)
+  assert 'notes.doc' in check.format_report(report)
+
+
+def test_images_of_a_format_that_is_not_read_are_faults(nut):
+  (nut / 'train/good/photo.heic').write_text('x')
+  (fault,) = _check(nut).faults
+  assert 'photo.heic: .heic is not read' in fault
 
 
 def test_no_such_category_names_those_there(nut):

@@ -110,7 +110,7 @@ IMPOSSIBLE = {
   'eval.score_top_pixels': NO_COUNT,
   'eval.smoothing_sigma': NEGATIVE,
   'eval.resolutions': ((), ('full',), ('model', 'model'), 'model', None),
-  'eval.bootstrap': NO_COUNT_OR_ZERO,
+  'eval.intervals': NO_FLAG,
   'eval.pictures': NO_COUNT_OR_ZERO,
   'mesh.category_groups': NO_COUNT,
 }
@@ -213,7 +213,7 @@ def test_tiles_of_an_image_of_any_size_are_possible():
 
 
 def test_all_impossible_fields_are_named_at_once():
-  message = _refusal(_config(seed=-1, **{'eval.bootstrap': -1, 'loss.aim': ''}))
+  message = _refusal(_config(seed=-1, **{'eval.pictures': -1, 'loss.aim': ''}))
   assert len(message.splitlines()) == 3
 
 
@@ -244,10 +244,10 @@ def test_every_comparison_is_possible(name):
 
 
 def test_a_training_begins_with_the_check(tmp_path):
-  config = _config(**{'eval.bootstrap': -1, 'data.category': 'nut'})
+  config = _config(**{'eval.pictures': -1, 'data.category': 'nut'})
   workdir = tmp_path / 'run'
   for run in (run_lib.train_and_evaluate, run_lib.run_categories):
-    with pytest.raises(ValueError, match=r'config\.eval\.bootstrap is -1'):
+    with pytest.raises(ValueError, match=r'config\.eval\.pictures is -1'):
       run(config, str(workdir))
   assert not workdir.exists()
 
@@ -258,3 +258,66 @@ def test_the_row_of_the_last_category_is_checked_before_the_first(tmp_path):
   with pytest.raises(ValueError, match=r'config\.calibration\.image_fpr'):
     run_lib.run_categories(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
+
+
+def _own(**places):
+  """A checkpoint's config of the layout 'folder'."""
+  changes = {'name': 'folder', 'category': 'part', 'normal': '/a/good'}
+  changes |= {'defect': '/a/bad', **places}
+  return _config(**{f'data.{name}': text for name, text in changes.items()})
+
+
+def test_an_evaluation_takes_places_and_eval_anew():
+  stored, given = _own(), _own(masks='/b/truth', normal='')
+  given.eval.bootstrap = 7
+  given.train.total_steps += 1  # Not set by hand: the checkpoint's holds.
+  changes = {
+    'data.normal': '/b/good',
+    'data.on_bad_image': 'skip',
+    'eval.resolutions': ('native',),
+    'train.batch_size': stored.train.batch_size,  # As it was.
+    'head.dilations': tuple(stored.head.dilations),
+    'data.category': 'other,part',
+    'per_category.other.seed': 3,
+  }
+  config = config_lib.for_evaluation(stored, changes, given)
+  assert config.data.normal == '/b/good' and config.data.masks == '/b/truth'
+  assert config.data.on_bad_image == 'skip'
+  assert (config.eval.bootstrap, *config.eval.resolutions) == (7, 'native')
+  assert config.train.total_steps == stored.train.total_steps
+  assert stored.data.normal == '/a/good'
+  # An empty place is a change only where it is set by hand.
+  assert not config_lib.for_evaluation(config, {'data.masks': ''}).data.masks
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'train.total_steps': 9}, ('config.train.total_steps = 9', 'no effect')),
+    ({'data.category': 'a,b'}, ("config.data.category = 'a,b'", "'part'")),
+    ({'per_category.part.seed': 3}, ('config.seed = 3', 'no effect')),
+    ({'data.root': '/b'}, ("config.data.root = '/b'", '/a/good', 'absolute')),
+    ({'eval.smoothing': 1}, ('config.eval.smoothing is no field',)),
+    ({'eval.bootstrap': -1}, ('config.eval.bootstrap', '-1')),
+  ],
+)
+def test_a_change_without_effect_on_an_evaluation_is_refused(changes, words):
+  with pytest.raises(ValueError) as caught:
+    config_lib.for_evaluation(_own(), changes)
+  assert all(word in str(caught.value) for word in words)
+
+
+def test_places_of_own_images_have_no_effect_on_other_layouts():
+  stored = _config(**{'data.category': 'screw'})
+  with pytest.raises(ValueError, match=r'data\.normal.* no effect|no effect'):
+    config_lib.for_evaluation(stored, {'data.normal': '/b'})
+  config = config_lib.for_evaluation(stored, {'data.root': '/b'})
+  assert config.data.root == '/b'
+
+
+def test_images_that_were_trained_on_are_no_test():
+  stored = _own(defect='')
+  bad = {'data.defect': '/b/bad'}
+  with pytest.raises(ValueError, match=r'set --config\.data\.test_normal'):
+    config_lib.for_evaluation(stored, bad)
+  config_lib.for_evaluation(stored, {**bad, 'data.test_normal': '/b/good'})

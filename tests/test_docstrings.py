@@ -13,7 +13,15 @@ import pytest
 import dmdd_jax
 
 # Modules that an extra of setup.cfg installs the imports of.
-OPTIONAL = {'fastapi', 'onnx', 'prometheus_client', 'ray', 'uvicorn'}
+OPTIONAL = {
+  'fastapi',
+  'onnx',
+  'prometheus_client',
+  'pydantic',
+  'python_multipart',
+  'ray',
+  'uvicorn',
+}
 MODULES = sorted(
   module.name
   for module in pkgutil.walk_packages(dmdd_jax.__path__, 'dmdd_jax.')

@@ -140,6 +140,8 @@ def test_blocks_run_as_written(name, folder, cache):
   program = os.path.join(os.path.dirname(__file__), 'small_program.py')
   environment = program_helpers.environment(cache) | {
     'JAX_PLATFORMS': 'cpu',
+    # The loader that an export writes beside its file.
+    'PYTHONPATH': os.pathsep.join([program_helpers.REPOSITORY, str(folder)]),
     'XLA_FLAGS': '--xla_backend_optimization_level=0'
     ' --xla_llvm_disable_expensive_passes=true',
   }

@@ -144,7 +144,7 @@ def test_native_resolution_uses_each_masks_own_size(records, tmp_path):
   assert metrics['resolution'] == 'native'
   # The square's edges fall between pixels of the map: still ranked rightly.
   assert metrics['pixel_auroc'] == metrics['model']['pixel_auroc'] == 1.0
-  stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', records[-1])
+  stem = map_files.map_paths(tmp_path / 'maps', 'toy', records)[-1]
   native = map_files.read_map(map_files.find_map(stem))
   assert native.shape == (2 * SIZE, 2 * SIZE)
   # Half way up the blurred edge the map has the mask's area.
@@ -155,8 +155,8 @@ def test_maps_are_written_as_they_were_scored(records, tmp_path):
   predictor = FakePredictor(_config())
   with _evaluation(predictor, records) as evaluation:
     evaluate.write_maps(tmp_path / 'maps', evaluation)
-  for record in records:
-    stem = map_files.map_path(str(tmp_path / 'maps'), 'toy', record)
+  stems = map_files.map_paths(tmp_path / 'maps', 'toy', records)
+  for stem, record in zip(stems, records):
     found = map_files.read_map(map_files.find_map(stem))
     image = images_lib.read_image(record.image, SIZE)
     np.testing.assert_array_equal(
@@ -279,3 +279,37 @@ def test_undefined_figures_are_null_with_a_reason(records):
   assert np.isnan(metrics['image_auroc']) and np.isnan(metrics['au_pro'])
   assert 'image_auroc' in metrics['undefined']
   json.dumps(metrics, default=float)
+
+
+FIGURES = ('precision', 'recall', 'f1')
+
+
+def test_without_a_threshold_there_are_no_figures_at_it(records):
+  metrics = _metrics(FakePredictor(_config()), records, threshold=np.nan)
+  at = metrics['at_threshold']
+  for name in (
+    *(
+      f'{level}_{figure}' for level in ('image', 'pixel') for figure in FIGURES
+    ),
+    'image_threshold',
+    'image_false_positive_rate',
+  ):
+    assert np.isnan(at[name]), name
+    assert at['undefined'][name] == 'no threshold: no image was held out'
+  assert 'confidence' not in at
+
+
+def test_each_figure_without_a_value_says_why(records):
+  at = _metrics(FakePredictor(_config()), records, 2.0)['at_threshold']
+  assert at['undefined'] == {
+    f'{level}_precision': f'no {level} reaches the threshold'
+    for level in ('image', 'pixel')
+  }
+  good = [record for record in records if not record.label]
+  at = _metrics(FakePredictor(_config()), good, 2.0)['at_threshold']
+  nothing = 'no defective images'
+  assert at['undefined']['image_recall'] == nothing
+  assert at['undefined']['image_f1'].startswith(nothing)
+  bad = [record for record in records if record.label]
+  at = _metrics(FakePredictor(_config()), bad)['at_threshold']
+  assert at['undefined'] == {'image_false_positive_rate': 'no good images'}

@@ -319,7 +319,10 @@ def test_a_foreign_onnx_file_is_named(tmp_path):
   path = os.fspath(tmp_path / 'foreign.onnx')
   for outputs, missing in ((('score',), 'map'), (('score', 'map'), 'category')):
     onnx_writer.write(
-      path, lambda x, names=outputs: dict.fromkeys(names, x * 2), (4, 4, 3), {}
+      path,
+      lambda x, names=outputs: dict.fromkeys(names, x.astype(np.float32)),
+      (4, 4, 3),
+      {},
     )
     with pytest.raises(ValueError, match=f'foreign.onnx.*{missing}.*export.py'):
       onnx_loader.load(path)

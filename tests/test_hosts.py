@@ -10,6 +10,7 @@ import program_helpers
 import pytest
 
 from dmdd_jax.launch import hosts
+from dmdd_jax.launch import lock
 from dmdd_jax.launch import preemption
 from dmdd_jax.scoring import trained as trained_lib
 
@@ -153,3 +154,17 @@ def test_a_slurm_step_of_tasks_and_a_tpu_host_are_known(monkeypatch):
   monkeypatch.setattr(hosts.importlib.util, 'find_spec', lambda name: name)
   assert hosts._in_cluster({})
   assert not hosts._in_cluster({'JAX_PLATFORMS': 'cpu'})
+
+
+def test_a_folder_in_use_refuses_all_processes(data, cache, tmp_path):
+  """Though process 0 alone looks at the lock."""
+  folder = tmp_path / 'surface'
+  folder.mkdir()
+  owner = {'host': 'far-away', 'pid': 1, 'born': '', 'since': 'now'}
+  (folder / lock.NAME).write_text(json.dumps(owner))
+  processes = program_helpers.start_processes(_arguments(data, tmp_path), cache)
+  statuses, said = program_helpers.finish(*processes)
+  assert statuses == [1, 1], said
+  assert 'error: process 1 on host far-away' in said[0]
+  assert 'error: process 0 was refused' in said[1]
+  assert os.listdir(folder) == [lock.NAME]

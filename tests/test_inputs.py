@@ -81,15 +81,6 @@ def test_what_is_no_image_is_named_and_nothing_is_written(tree):
   assert sorted(os.listdir(tree)) == ['a', 'b']
 
 
-def test_a_file_a_folder_and_a_glob(tree):
-  one = [str(tree / 'a/1.png')]
-  assert inputs.expand(tree / 'a/1.png') == one
-  assert inputs.expand(tree / 'a') == [*one, str(tree / 'a/2.png')]
-  assert inputs.expand(f'{tree}/*/1.png') == [*one, str(tree / 'b/1.png')]
-  with pytest.raises(files.MissingDataError, match='nothing'):
-    inputs.expand(tree / 'nothing')
-
-
 @pytest.fixture
 def test_folder(tmp_path):
   """test/good/0, test/dent/{0, 1}, truth/dent/{0_mask, 1}."""

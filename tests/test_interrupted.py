@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 import types
 
 import jax
@@ -99,3 +100,49 @@ def test_a_trace_ends_with_the_training_that_raises(tmp_path, monkeypatch):
   assert list(tmp_path.glob('plugins/profile/*/*.xplane.pb'))
   with jax.profiler.trace(tmp_path / 'next'):  # There is one at a time.
     pass
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_so(signum, tmp_path, monkeypatch, warnings):
+  saved = []
+
+  def step(number, phase, batch, cache):
+    trainer.state.step = number + 1
+    os.kill(os.getpid(), signum)
+
+  trainer = object.__new__(trainer_lib.Trainer)
+  trainer.config = program_helpers.tiny_run('')
+  trainer.workdir, trainer.directory = str(tmp_path), 'run/checkpoints'
+  trainer.state = types.SimpleNamespace(step=0, params={})
+  trainer.manager = None
+  monkeypatch.setattr(trainer, 'batches', lambda first: iter([{}] * 6))
+  monkeypatch.setattr(trainer, '_step', step)
+  monkeypatch.setattr(trainer, '_log', lambda *_: None)
+  monkeypatch.setattr(trainer, '_save', lambda done, clock: saved.append(done))
+  monkeypatch.setattr(trainer_lib.checkpoint, 'wait', lambda manager: None)
+  before = signal.getsignal(signum)
+  with pytest.raises(preemption.Preempted) as caught:
+    trainer.run()
+  assert caught.value.code == preemption.STATUS and saved == [1]
+  name = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}[signum]
+  assert f'{name}: saved step 1 of 6 in run/checkpoints' in warnings[-1]
+  assert signal.getsignal(signum) == before
+
+
+def test_the_second_ctrl_c_ends_at_once():
+  with pytest.raises(KeyboardInterrupt), preemption.watched(interrupts=True):
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.received()
+    os.kill(os.getpid(), signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+  # Outside of the steps the first one does, or it would wait for minutes.
+  with pytest.raises(KeyboardInterrupt), preemption.watched():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sleep_ends_with_a_signal():
+  with preemption.watched():
+    os.kill(os.getpid(), signal.SIGTERM)
+    start = time.monotonic()
+    preemption.sleep(60)
+    assert time.monotonic() - start < 30

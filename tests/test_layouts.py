@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import layout_helpers
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from configs import folder as folder_config
 from dmdd_jax import run as run_lib
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -124,12 +126,33 @@ def test_the_same_stem_in_two_folders_keeps_its_own_mask(root):
     layouts.list_dataset(data)
 
 
+def test_a_list_and_a_glob_of_folders_name_images(tmp_path):
+  for lot in ('lot1', 'lot2'):
+    layout_helpers.save(tmp_path / lot / 'ok/000.png', layout_helpers.picture())
+    layout_helpers.save(tmp_path / lot / 'ko/000.png', layout_helpers.picture())
+  (tmp_path / 'lists').mkdir()
+  (tmp_path / 'lists/ko.txt').write_text('../lot1/ko\n../lot2/ko/000.png\n')
+  fields = {'normal': 'lot1/ok/000.png', 'test_normal': 'lot[2]/o*'}
+  data = _data(tmp_path, defect='lists/ko.txt', **fields)
+  dataset = layouts.list_dataset(data)
+  assert [record.image for record in dataset.train + dataset.test] == [
+    f'{tmp_path}/lot1/ok/000.png',
+    f'{tmp_path}/lot2/ok/000.png',
+    f'{tmp_path}/lists/../lot1/ko/000.png',
+    f'{tmp_path}/lists/../lot2/ko/000.png',
+  ]
+
+
 @pytest.mark.parametrize(
   ('fields', 'error', 'text'),
   [
     ({'normal': ''}, FileNotFoundError, 'no normal images'),
-    ({'normal': 'gone'}, FileNotFoundError, r'data\.normal: found no dir'),
-    ({'normal': 'ok/*.jpg'}, FileNotFoundError, 'matches it as a glob'),
+    (
+      {'normal': 'gone'},
+      FileNotFoundError,
+      r'data\.normal=.*gone: holds no image',
+    ),
+    ({'normal': 'ok/*.jpg'}, FileNotFoundError, r'jpg: holds no image'),
     ({'normal': 'empty'}, ValueError, r'data\.normal: found no image'),
     ({'defect': 'ok'}, ValueError, 'name the same 10 images'),
     (
@@ -227,6 +250,43 @@ def test_a_folder_trains_evaluates_and_says_what_is_missing(
     assert reasons['image_auroc'] == 'no images'
   again = run_lib.evaluate_run(str(run), str(tmp_path / 'again'))
   assert again == table
+
+
+def test_own_images_that_moved_are_evaluated_where_they_are(
+  root, tmp_path, monkeypatch
+):
+  """Trained with relative paths; the message says to what."""
+  monkeypatch.chdir(root)
+  run, there = str(tmp_path / 'run'), tmp_path / 'there'
+  expected = run_lib.run_categories(_tiny('', defect='bad', masks='truth'), run)
+  root.rename(there)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(files.MissingDataError) as caught:
+    run_lib.evaluate_run(run)
+  for text in ("'ok' is relative to the working directory", str(tmp_path)):
+    assert text in str(caught.value)
+  changes = {
+    f'data.{field}': str(there / name)
+    for field, name in (('normal', 'ok'), ('defect', 'bad'))
+  }
+  # The split of the normal images goes by their names, not by where they lie.
+  changes['data.masks'] = 'there/truth'
+  assert run_lib.evaluate_run(run, changes=changes) == expected
+  assert run_lib.evaluate_run(run, changes={'data.root': 'there'}) == expected
+  config = json.loads((tmp_path / 'run/folder/results.json').read_text())
+  assert config['config']['data']['root'] == 'there'
+  changes = {'data.test_normal': str(there / 'ok'), 'data.root': 'there'}
+  with pytest.raises(ValueError, match='to recalibrate'):
+    run_lib.evaluate_run(run, changes=changes, recalibrate=True)
+
+
+def test_training_images_that_repeat_are_named(root, warnings):
+  for name in ('copy.png', 'again.png'):
+    shutil.copy(root / 'ok/3.png', root / 'ok' / name)
+  trainer_lib.load_data(_tiny(root))
+  repeated = [text for text in warnings if 'repeat' in text]
+  assert len(repeated) == 1 and '2 of 12 normal images' in repeated[0]
+  assert 'copy.png' in repeated[0]
 
 
 # Public sets, as their archives unpack.
@@ -442,8 +502,8 @@ def test_train_good_empty(mvtec):
     path.unlink()
   with pytest.raises(ValueError, match='no image in train/good .it is empty'):
     layouts.list_mvtec(mvtec, 'nut')
-  (mvtec / 'nut/train/good/a.gif').write_bytes(b'x')
-  with pytest.raises(ValueError, match='train/good .a.gif.'):
+  (mvtec / 'nut/train/good/a.doc').write_bytes(b'x')
+  with pytest.raises(ValueError, match='train/good .a.doc.'):
     layouts.list_mvtec(mvtec, 'nut')
 
 

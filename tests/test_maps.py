@@ -11,6 +11,7 @@ from dmdd_jax import evaluate_maps
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
 from dmdd_jax.data import maps as maps_lib
+from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import results
 
 
@@ -86,8 +87,8 @@ def _tree(root) -> None:
 def test_perfect_maps_score_one_and_a_missing_one_is_named(tmp_path):
   _tree(tmp_path / 'data')
   records = layouts.list_mvtec(str(tmp_path / 'data'), 'nut').test
-  for record in records:
-    stem = maps_lib.map_path(str(tmp_path / 'maps'), 'nut', record)
+  stems = maps_lib.map_paths(tmp_path / 'maps', 'nut', records)
+  for stem, record in zip(stems, records):
     mask = images_lib.native_mask(record).astype(np.float32)
     maps_lib.write_map(stem + '.tiff', mask)
   rows = evaluate_maps.evaluate_maps(
@@ -109,3 +110,30 @@ def test_a_folder_without_maps_says_what_it_looked_for(tmp_path):
     evaluate_maps.evaluate_maps(str(tmp_path / 'maps'), str(tmp_path / 'data'))
   with pytest.raises(FileNotFoundError, match='nowhere'):
     evaluate_maps.evaluate_maps('nowhere', str(tmp_path / 'data'))
+
+
+def test_maps_of_equal_names_keep_their_folders_and_suffixes():
+  def stems(*images):
+    records = [
+      records_lib.Record(f'/data/{image}', None, defect != 'good', defect)
+      for defect, image in images
+    ]
+    paths = maps_lib.map_paths('maps', 'nut', records)
+    assert len(set(paths)) == len(paths)
+    return [path.removeprefix('maps/nut/test/') for path in paths]
+
+  # As MVTec's evaluation code has it, wherever the images lie.
+  assert stems(('good', 'a/b/0.png'), ('dent', 'c/0.png')) == [
+    'good/0',
+    'dent/0',
+  ]
+  assert stems(
+    ('good', 'good/day1/0.png'),
+    ('good', 'good/day2/0.png'),
+    ('good', 'good/day2/1.png'),
+    ('dent', 'bad/dent/0.png'),
+    ('dent', 'bad/dent/0.jpg'),
+  ) == ['good/day1/0', 'good/day2/0', 'good/day2/1'] + [
+    'dent/0.png',
+    'dent/0.jpg',
+  ]

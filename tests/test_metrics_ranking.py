@@ -1,5 +1,6 @@
 """AUROC, AP, F1-max against scikit-learn, by hand, and under block limits."""
 
+import tracemalloc
 import warnings
 
 import hypothesis
@@ -159,8 +160,25 @@ def test_blocks_do_not_change_the_steps(scores, groups, block):
     ([0.1, 0.2, 0.3], [0, 1], '3 entries and labels 2'),
     ([0.1, 0.2], [0, 2], 'image 1 is 2'),
     (['a', 'b'], [0, 1], 'expected numbers'),
+    ([0, 2**53 + 1], [0, 1], r'9007199254740993, beyond 2\*\*53'),
+    ([0, -(2**53) - 1], [0, 1], r'beyond 2\*\*53'),
+    (np.ma.masked_array([0.1, 0.2], [0, 1]), [0, 1], 'scores is a masked'),
+    ([0.1, 0.2], np.ma.masked_array([0, 1], [0, 1]), 'labels is a masked'),
   ],
 )
 def test_bad_input_is_named(scores, labels, message):
   with pytest.raises(ValueError, match=message):
     ranking.ranking(scores, labels)
+
+
+def test_pixels_need_little_memory_beyond_themselves():
+  rng = np.random.default_rng(3)
+  scores = rng.random(2**22, dtype=np.float32)
+  labels = (rng.random(2**22) < 0.02).astype(np.uint8)
+  tracemalloc.start()
+  try:
+    ranking.ranking(scores, labels)
+    # A score and its label are five bytes.
+    assert tracemalloc.get_traced_memory()[1] < 5 * scores.size
+  finally:
+    tracemalloc.stop()

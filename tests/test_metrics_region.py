@@ -394,6 +394,11 @@ def test_bad_input_is_named():
     region.prepare(maps, np.stack([masks[0], masks[1] + 255]))
   with pytest.raises(ValueError, match='mask of image 0 is None'):
     region.prepare(maps, [None, masks[1]])
+  hidden = np.ma.masked_array(masks[1], masks[1] == 0)
+  with pytest.raises(ValueError, match='mask of image 1 is a masked array'):
+    region.prepare(maps, [masks[0], hidden])
+  with pytest.raises(ValueError, match='map of image 0 is a masked array'):
+    region.prepare([hidden, maps[1]], masks)
   with pytest.raises(ValueError, match='map of image 1 holds 16 values'):
     region.prepare(np.stack([maps[0], maps[1] + np.nan]), masks)
   with pytest.raises(ValueError, match=r'\(4, 4, 1\), expected \(H, W\)'):

@@ -453,8 +453,7 @@ def test_data_that_moved_are_evaluated_where_they_are(
       found[step] = run_lib.evaluate_workdir(
         folder,
         tmp_path / 'out',
-        data_root=str(tmp_path / 'data'),
-        eval_options={'pictures': 0},
+        changes={'data.root': str(tmp_path / 'data'), 'eval.pictures': 0},
         step=step,
       )
   finally:

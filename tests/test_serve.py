@@ -1,4 +1,4 @@
-"""The server: real HTTP, hostile clients, load, and a real browser."""
+"""The server: real HTTP, hostile clients, load."""
 
 import asyncio
 import base64
@@ -16,84 +16,25 @@ import numpy as np
 from PIL import Image
 import program_helpers
 import pytest
+import serve_helpers
 
-pytest.importorskip('fastapi', reason='the extra serve is not installed')
-pytest.importorskip('uvicorn', reason='the extra serve is not installed')
-httpx = pytest.importorskip('httpx2', reason='httpx2 is not installed')
+from dmdd_jax.serve import app as serve_app
+from dmdd_jax.serve import batching
+from dmdd_jax.serve import limits as limits_lib
+from dmdd_jax.serve import load
+from dmdd_jax.serve import models as serve_models
 
-from dmdd_jax.serve import app as serve_app  # noqa: E402
-from dmdd_jax.serve import batching  # noqa: E402
-from dmdd_jax.serve import load  # noqa: E402
-from dmdd_jax.serve import models as serve_models  # noqa: E402
-
-SIDE = 16
-
-
-def make_model(category='nut', seconds=0.0, image_threshold=0.5):
-  """The map is the image's brightness in [0, 1], the score its maximum."""
-
-  def run(images):
-    time.sleep(seconds)
-    if images.shape[1:] != (SIDE, SIDE, 3) or images.dtype != np.uint8:
-      raise AssertionError(images.shape)
-    if (images == 13).all():
-      raise RuntimeError('thirteen')
-    maps = images.mean(-1).astype(np.float32) / np.float32(255)
-    scores = maps.max(axis=(1, 2))
-    if (images == 14).all():
-      scores[:] = np.nan
-    if (images == 15).all():
-      maps[:, 0, 0] = np.inf
-    return (scores[:0] if (images == 16).all() else scores), maps
-
-  return serve_models.Model(
-    category, SIDE, 8, image_threshold, 0.5, run, category
-  )
-
-
-@contextlib.contextmanager
-def serving(models=None, **options):
-  """Runs a server in a thread; gives its address."""
-  import uvicorn
-
-  app = serve_app.create_app(models or [make_model()], **options)
-  with socket.socket() as listener:
-    listener.bind(('127.0.0.1', 0))
-    address = f'http://127.0.0.1:{listener.getsockname()[1]}'
-    server = uvicorn.Server(uvicorn.Config(app, log_level='error'))
-    thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
-    thread.start()
-    try:
-      deadline = time.monotonic() + 120
-      while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline
-        time.sleep(0.02)
-      yield address
-    finally:
-      server.should_exit = True
-      thread.join()
+SIDE = serve_helpers.SIDE
+httpx = serve_helpers.httpx
+make_model, serving = serve_helpers.make_model, serve_helpers.serving
+png, post = serve_helpers.png, serve_helpers.post
 
 
 @pytest.fixture(scope='module')
 def address():
-  limits = serve_app.Limits(bytes=2**18, pixels=10**6, seconds=5.0)
-  with serving(limits=limits) as found:
-    yield found
-
-
-def png(level=100, size=(30, 20)):
-  """A file: grey, with a spot of level + 100."""
-  pixels = np.full((size[1], size[0], 3), level, np.uint8)
-  pixels[: size[1] // 2, : size[0] // 2] += np.uint8(100)
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, 'PNG')
-  return file.getvalue()
-
-
-def post(address, content, path='/v1/inspect', **options):
-  return httpx.post(
-    address + path, files={'image': ('x.png', content)}, timeout=120, **options
-  )
+  limits = limits_lib.Limits(bytes=2**18, pixels=10**6, seconds=5.0)
+  with serving(limits=limits) as running:
+    yield running
 
 
 def test_form_and_json_give_the_same_answer(address):
@@ -242,7 +183,7 @@ def test_concurrent_requests_share_calls_and_keep_their_answers():
   levels = [index % 120 for index in range(120)]
   models = [make_model(seconds=0.02)]
   with serving(
-    models, limits=serve_app.Limits(waiting=200, seconds=600)
+    models, limits=limits_lib.Limits(waiting=200, seconds=600)
   ) as address:
     answers = asyncio.run(_many(address, [png(x) for x in levels], 120))
     calls = _metric(address, 'dmdd_batch_images_count')
@@ -257,7 +198,7 @@ def test_every_request_is_answered_when_too_many_come():
   contents = [png()] * 300
   models = [make_model(seconds=0.05)]
   with serving(
-    models, limits=serve_app.Limits(waiting=4, seconds=600)
+    models, limits=limits_lib.Limits(waiting=4, seconds=600)
   ) as address:
     answers = asyncio.run(_many(address, contents, 300))
     found = [answer.status_code for answer in answers]
@@ -270,7 +211,7 @@ def test_every_request_is_answered_when_too_many_come():
 def test_every_one_of_200_good_and_hostile_requests_is_answered():
   requests = load.requests(png(), 200, hostile=True, pause=0.05)
   models = [make_model(seconds=0.01)]
-  limits = serve_app.Limits(waiting=150, seconds=2.0)
+  limits = limits_lib.Limits(waiting=150, seconds=2.0)
   with serving(models, limits=limits) as address:
     url = f'{address}/v1/inspect'
     answers = asyncio.run(load.send_all(url, requests, clients=200))
@@ -336,46 +277,6 @@ def test_categories_must_differ():
     serve_app.create_app([])
 
 
-def test_the_token_guards_what_is_said_of_images():
-  with serving(token='secret') as address:
-    assert httpx.get(f'{address}/healthz', timeout=60).status_code == 200
-    assert httpx.get(address, timeout=60).status_code == 200
-    for header in ({}, {'authorization': 'Bearer wrong'}):
-      answer = post(address, png(), headers=header)
-      assert answer.status_code == 401 and 'Bearer' in answer.json()['detail']
-    for header in ('Bearer secret', 'bearer secret'):
-      answer = post(address, png(), headers={'authorization': header})
-      assert answer.status_code == 200
-    answer = post(address, png(), headers={'authorization': 'secret'})
-    assert answer.status_code == 401
-
-
-def test_a_token_may_have_any_letters():
-  header = {b'authorization': 'Bearer schlüssel'.encode()}
-  with serving(token='schlüssel') as address:
-    assert post(address, png(), headers=header).status_code == 200
-
-
-def test_other_names_of_the_machine_are_refused():
-  with serving(hosts=['127.0.0.1', '::1']) as address:
-    port = address.rpartition(':')[2]
-    assert httpx.get(f'{address}/healthz', timeout=60).status_code == 200
-    for name in (f'[::1]:{port}', '127.0.0.1', '127.0.0.1:1'):
-      header = {'host': name}
-      answer = httpx.get(f'{address}/healthz', headers=header, timeout=60)
-      assert answer.status_code == 200, name
-    for name in (
-      f'evil.example:{port}',
-      'evil.example',
-      '',
-      '[',
-      '127.0.0.1.x',
-    ):
-      answer = post(address, png(), headers={'host': name})
-      assert answer.status_code == 400, name
-      assert '--allowed_host' in answer.json()['detail']
-
-
 def test_metrics_count_verdicts_and_refusals(address):
   post(address, png())
   post(address, b'')
@@ -389,14 +290,16 @@ def test_metrics_count_verdicts_and_refusals(address):
     assert part in text
 
 
-def test_what_is_running_is_answered_when_the_server_is_stopped():
+@contextlib.contextmanager
+def _process(seconds, grace):
+  """A server in a process, over a model of so many seconds; its address."""
   code = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-import test_serve
+import serve_helpers
 from dmdd_jax.serve import app as serve_app
-app = serve_app.create_app([test_serve.make_model(seconds=3)])
-serve_app.run(app, port=int(sys.argv[1]))
+app = serve_app.create_app([serve_helpers.make_model(seconds={seconds})])
+serve_app.run(app, port=int(sys.argv[1]), grace={grace})
 """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
@@ -405,21 +308,48 @@ serve_app.run(app, port=int(sys.argv[1]))
     [sys.executable, '-c', code, str(port)],
     env={**os.environ, 'PYTHONPATH': program_helpers.REPOSITORY},
   )
-  address, answers = f'http://127.0.0.1:{port}', []
+  address = f'http://127.0.0.1:{port}'
   try:
     _wait_until_up(address, server)
-    client = threading.Thread(
-      target=lambda: answers.append(post(address, png()))
-    )
-    client.start()
-    while httpx.get(f'{address}/healthz', timeout=60).json()['waiting'] == 0:
-      time.sleep(0.05)
-    server.send_signal(signal.SIGTERM)
-    client.join()
-    assert answers[0].status_code == 200
-    assert server.wait(timeout=120) in (0, -signal.SIGTERM)
+    yield server, address
   finally:
     server.kill()
+    server.wait()
+
+
+def _ask(address):
+  """Begins a request; the list that its answer will be in, and its thread."""
+  answers = []
+
+  def ask():
+    try:
+      answers.append(post(address, png()).status_code)
+    except httpx.TransportError:
+      answers.append(None)
+
+  client = threading.Thread(target=ask)
+  client.start()
+  while httpx.get(f'{address}/healthz', timeout=60).json()['waiting'] == 0:
+    time.sleep(0.05)
+  return answers, client
+
+
+def test_what_is_running_is_answered_when_the_server_is_stopped():
+  with _process(seconds=3, grace=30) as (server, address):
+    answers, client = _ask(address)
+    server.send_signal(signal.SIGTERM)
+    client.join()
+    assert answers == [200]
+    assert server.wait(timeout=120) in (0, -signal.SIGTERM)
+
+
+def test_a_server_leaves_though_a_model_hangs():
+  with _process(seconds=10_000, grace=1) as (server, address):
+    answers, client = _ask(address)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=120) == 1
+    client.join()
+    assert answers[0] != 200
 
 
 def _wait_until_up(address, server):
@@ -501,122 +431,3 @@ def test_the_description_is_kept_under_fuzzing(address):
         case.call_and_validate(base_url=address, checks=chosen)
 
       check()
-
-
-def _wait_for_text(page, selector, text):
-  """Not by wait_for_function: the page's policy forbids its polling by eval."""
-  from playwright.sync_api import expect
-
-  expect(page.locator(selector)).to_have_text(text, timeout=60_000)
-
-
-@pytest.fixture
-def open_page(browser, address):
-  """Opens the live page; at the end nothing may be in the console."""
-  faults, pages = [], []
-
-  def opened(**options):
-    page = browser.new_page(**options)
-    page.set_default_timeout(60000)
-    pages.append(page)
-    # The browser itself notes every refused request.
-    page.on(
-      'console',
-      lambda message: (
-        message.text.startswith('Failed to load resource')
-        or faults.append(message.text)
-      ),
-    )
-    page.on('pageerror', lambda error: faults.append(str(error)))
-    page.goto(address)
-    _wait_for_text(page, '#message', 'Ready.')
-    return page
-
-  yield opened
-  for page in pages:
-    page.close()
-  assert not faults
-
-
-def _upload(page, name, content):
-  file = {'name': name, 'mimeType': 'image/png', 'buffer': content}
-  page.set_input_files('#file', file)
-  _wait_for_text(page, '#name', f'{name} (nut)')
-
-
-def test_the_page_shows_verdict_map_and_history(open_page):
-  page = open_page()
-  _upload(page, 'bad.png', png(100))
-  assert page.inner_text('#verdict') == 'defective'
-  assert float(page.inner_text('#score')) == pytest.approx(200 / 255, abs=1e-3)
-  # Painted: red over the bright part, and not over the dark one.
-  reds = page.evaluate(
-    "() => { const c = document.querySelector('#view').getContext('2d');"
-    ' const p = c.getImageData(0, 0, 30, 20).data;'
-    ' return [[3, 3], [27, 17]].map(([x, y]) =>'
-    ' p[4 * (30 * y + x)] - p[4 * (30 * y + x) + 2]); }'
-  )
-  assert reds[0] > 60 and reds[0] > reds[1]
-  _upload(page, 'fine.png', png(10))
-  assert page.inner_text('#verdict') == 'good'
-  assert page.locator('#history button').count() == 2
-  page.locator('#history button').last.focus()
-  page.keyboard.press('Enter')
-  assert page.inner_text('#verdict') == 'defective'
-
-
-def test_the_sliders_by_keyboard_move_verdict_and_outline(open_page):
-  page = open_page()
-  _upload(page, 'bad.png', png(100))
-  before = page.evaluate("document.querySelector('#view').toDataURL()")
-  page.focus('#image-threshold')
-  page.keyboard.press('End')
-  assert page.inner_text('#verdict') == 'good'
-  page.keyboard.press('Home')
-  assert page.inner_text('#verdict') == 'defective'
-  page.focus('#pixel-threshold')
-  page.keyboard.press('End')
-  after = page.evaluate("document.querySelector('#view').toDataURL()")
-  assert before != after
-  page.click('#reset')
-  assert page.evaluate("document.querySelector('#view').toDataURL()") == before
-
-
-@pytest.mark.parametrize('event', ['paste', 'drop'])
-def test_paste_and_drop(open_page, event):
-  page = open_page()
-  page.evaluate(
-    """([event, content]) => {
-      const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
-      const data = new DataTransfer();
-      data.items.add(new File([bytes], 'given.png', {type: 'image/png'}));
-      const options = {bubbles: true, cancelable: true};
-      document.querySelector('#drop').dispatchEvent(event === 'paste'
-        ? new ClipboardEvent(event, {...options, clipboardData: data})
-        : new DragEvent(event, {...options, dataTransfer: data}));
-    }""",
-    [event, base64.b64encode(png()).decode()],
-  )
-  page.wait_for_selector('#result', state='visible')
-  assert page.inner_text('#name') == 'given.png (nut)'
-
-
-def test_a_refused_file_is_said_on_the_page(open_page):
-  page = open_page()
-  page.set_input_files(
-    '#file', {'name': 'x.png', 'mimeType': 'image/png', 'buffer': b'x'}
-  )
-  page.wait_for_selector('#message.error')
-  assert 'Refused (415)' in page.inner_text('#message')
-  assert not page.is_visible('#result')
-
-
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_a_phone(open_page, scheme):
-  page = open_page(viewport={'width': 360, 'height': 740}, color_scheme=scheme)
-  _upload(page, 'a rather long name of a file ' * 4, png())
-  assert page.evaluate('document.documentElement.scrollWidth') == 360
-  color = page.evaluate('getComputedStyle(document.body).backgroundColor')
-  red = int(color.removeprefix('rgb(').split(',')[0])
-  assert (red < 128) == (scheme == 'dark')
-  assert page.get_attribute('#camera', 'capture') == 'environment'

@@ -22,9 +22,9 @@ _COMPARISONS = flags.DEFINE_list(
 )
 _CATEGORIES = flags.DEFINE_list('categories', ['screw'], 'Categories.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder.', required=True)
+_WORKDIR = cli.define_path('workdir', None, 'Folder.', required=True)
 _PROCESSES = flags.DEFINE_integer('processes', 1, 'Runs at a time.')
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = cli.define_path(
   'output', None, 'Folder of the Markdown pages; default WORKDIR.'
 )
 

@@ -3,8 +3,9 @@
   python tools/benchmark.py --suite metrics --output metrics.json
   python tools/benchmark.py --suite all --output FOLDER
 
-Suites: input, train, predict, metrics, startup, growth (writes plots too), or
-all, each in a process of its own, with their tables in FOLDER/tables.md.
+Suites: input, train, predict, metrics, coverage (of confidence
+intervals), startup, growth (writes plots too), or all, each in a
+process of its own, with their tables in FOLDER/tables.md.
 """
 
 import json
@@ -24,13 +25,13 @@ from dmdd_jax.metrics import results
 _SUITE = flags.DEFINE_enum(
   'suite', None, [*suites.SUITES, 'all'], 'What to measure.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file, or folder for all.')
+_OUTPUT = cli.define_path('output', None, 'JSON file, or folder for all.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each measurement.')
 _SIZE = flags.DEFINE_integer('size', 256, 'Side of the images, in pixels.')
-_TORCH = flags.DEFINE_string(
+_TORCH = cli.define_path(
   'torch_python', '', 'A Python with torch, to compare the train step with.'
 )
-_PICTURES = flags.DEFINE_string('pictures', 'docs', 'Where plots go.')
+_PICTURES = cli.define_path('pictures', 'docs', 'Where plots go.')
 
 
 def main(argv: list[str]) -> None:

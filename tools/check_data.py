@@ -17,10 +17,10 @@ from ml_collections import config_flags
 
 from dmdd_jax import cli
 
-_ROOT = flags.DEFINE_string('root', None, 'Of the categories.', required=True)
+_ROOT = cli.define_path('root', None, 'Of the categories.', required=True)
 _CATEGORY = flags.DEFINE_string('category', None, 'Its name.', required=True)
-_SHEET = flags.DEFINE_string('sheet', None, 'Contact sheet to write.')
-_TEXTURES = flags.DEFINE_string('textures', '', 'Procedural ones if empty.')
+_SHEET = cli.define_path('sheet', None, 'Contact sheet to write.')
+_TEXTURES = cli.define_path('textures', '', 'Procedural ones if empty.')
 _DEFAULT = os.path.join(os.path.dirname(__file__), '../configs/default.py')
 _CONFIG = config_flags.DEFINE_config_file(
   'options', os.path.abspath(_DEFAULT), 'Whose synthesis --sheet shows.'

@@ -11,17 +11,17 @@ from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of the run.', required=True)
-_DATA = flags.DEFINE_string('data', None, "Data root; the training's if empty.")
-_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
-_MAPS = flags.DEFINE_string('maps', None, 'Folder to write the maps to.')
+_WORKDIR = cli.define_path('workdir', None, 'Of the run.', required=True)
+_DATA = cli.define_path('data', None, "Data root; the training's if empty.")
+_OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
+_MAPS = cli.define_path('maps', None, 'Folder to write the maps to.')
 _RECALIBRATE = flags.DEFINE_bool(
   'recalibrate', False, 'Fit thresholds again on the held-out images.'
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if empty.')
 _RESOLUTIONS = flags.DEFINE_list('resolutions', None, 'model, native or both.')
 _SMOOTHING = flags.DEFINE_float('smoothing_sigma', None, 'Pixels; 0 is none.')
-_BOOTSTRAP = flags.DEFINE_integer('bootstrap', None, 'Resamples; 0 is none.')
+_INTERVALS = flags.DEFINE_bool('intervals', None, 'With 95 % intervals.')
 
 
 def main(argv: list[str]) -> None:
@@ -30,15 +30,15 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   from dmdd_jax import run as run_lib
 
-  options = {
-    'resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
-    'smoothing_sigma': _SMOOTHING.value,
-    'bootstrap': _BOOTSTRAP.value,
+  changes = {
+    'data.root': _DATA.value,
+    'eval.resolutions': _RESOLUTIONS.value and tuple(_RESOLUTIONS.value),
+    'eval.smoothing_sigma': _SMOOTHING.value,
+    'eval.intervals': _INTERVALS.value,
   }
   table = run_lib.evaluate_run(
     _WORKDIR.value,
-    data_root=_DATA.value,
-    eval_options={k: v for k, v in options.items() if v is not None},
+    changes={k: v for k, v in changes.items() if v is not None},
     step=_STEP.value,
     output=_OUTPUT.value,
     maps=_MAPS.value,

@@ -14,15 +14,13 @@ from dmdd_jax import evaluate_maps
 from dmdd_jax import storage
 from dmdd_jax.metrics import results
 
-_MAPS = flags.DEFINE_string('maps', None, 'Folder of maps.', required=True)
-_DATA = flags.DEFINE_string('data', None, 'Folder of the data.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
+_MAPS = cli.define_path('maps', None, 'Folder of maps.', required=True)
+_DATA = cli.define_path('data', None, 'Folder of the data.', required=True)
+_OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
 _CATEGORIES = flags.DEFINE_list('categories', [], 'All with maps if empty.')
 _TOP = flags.DEFINE_integer(
   'score_top_pixels', 100, 'Image score: mean of so many highest pixels.'
 )
-_BOOTSTRAP = flags.DEFINE_integer('bootstrap', 0, 'Resamples; 0 is none.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resamples.')
 
 
 def main(argv: list[str]) -> None:
@@ -34,8 +32,6 @@ def main(argv: list[str]) -> None:
     _DATA.value,
     _CATEGORIES.value,
     score_top_pixels=_TOP.value,
-    bootstrap=_BOOTSTRAP.value,
-    seed=_SEED.value,
   )
   tables = results.format_tables(rows)
   storage.write_texts(_OUTPUT.value, tables)

@@ -11,11 +11,11 @@ from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a category.', required=True)
+_WORKDIR = cli.define_path('workdir', None, 'Of a category.', required=True)
 _FORMAT = flags.DEFINE_string('format', 'stablehlo', 'stablehlo or onnx.')
-_OUTPUT = flags.DEFINE_string('output', None, 'The file.', required=True)
-_IMAGES = flags.DEFINE_string(
-  'images', None, 'An image, a folder or a glob to compare on.'
+_OUTPUT = cli.define_path('output', None, 'The file.', required=True)
+_IMAGES = cli.define_path(
+  'images', None, 'To compare on: an image, a folder, a glob or a list.'
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; the newest if empty.')
 

@@ -7,11 +7,10 @@ in WORKDIR/fault; see dmdd_jax/training/faults.py.
 """
 
 from absl import app
-from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Category.', required=True)
+_WORKDIR = cli.define_path('workdir', None, 'Category.', required=True)
 
 
 def main(argv: list[str]) -> None:

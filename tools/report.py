@@ -7,12 +7,11 @@ an older run is made up for by `--mode evaluate`.
 """
 
 from absl import app
-from absl import flags
 
 from dmdd_jax import cli
 from dmdd_jax.report import page
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
   'workdir', None, 'Folder of a run or of a category.', required=True
 )
 

@@ -21,7 +21,7 @@ from dmdd_jax.launch import sweep
 _CONFIG = flags.DEFINE_string('config', None, 'Config file.', required=True)
 _CATEGORIES = flags.DEFINE_list('categories', [], "The config's if empty.")
 _SEEDS = flags.DEFINE_list('seeds', ['0'], 'Seeds.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder.', required=True)
+_WORKDIR = cli.define_path('workdir', None, 'Folder.', required=True)
 _PROCESSES = flags.DEFINE_integer(
   'processes', 1, 'Runs at a time, without Ray.'
 )

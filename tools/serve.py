@@ -13,25 +13,45 @@ from absl import flags
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_multi_string(
-  'workdir', None, "A category's folder, or an exported file.", required=True
+_WORKDIR = cli.define_paths(
+  'workdir', "A category's folder, or an exported file."
 )
 _PORT = flags.DEFINE_integer('port', 8000, 'To listen on.', 1, 65535)
 _HOST = flags.DEFINE_string(
   'host', '127.0.0.1', 'To listen on; 0.0.0.0 is open to the network.'
 )
-_TOKEN_FILE = flags.DEFINE_string(
-  'token_file', None, 'Its text is asked for as a bearer token.'
+_TOKEN_FILE = cli.define_path(
+  'token_file',
+  None,
+  'Its text is asked for as a bearer token. Without it, a server that is open'
+  ' to the network makes a token and prints it.',
 )
+_OPEN = flags.DEFINE_bool('open', False, 'Ask for no token, from anybody.')
 _ALLOWED_HOST = flags.DEFINE_multi_string(
   'allowed_host', [], 'A name it may be asked under, beside its own.'
 )
-_MAX_BYTES = flags.DEFINE_integer('max_bytes', 16 * 2**20, 'Of an image.', 1)
+_LOG = cli.define_path(
+  'log',
+  None,
+  'A line of JSON for each inspection and each refusal goes to the end of this'
+  ' file; to standard error with "-".',
+)
+_MAX_BYTES = flags.DEFINE_integer(
+  'max_bytes', 160 * 2**20, 'Of an image file.', 1
+)
 _MAX_PIXELS = flags.DEFINE_integer('max_pixels', 50_000_000, 'Of an image.', 1)
 _MAX_WAITING = flags.DEFINE_integer(
   'max_waiting', 128, 'Requests at a time; one more gets 503.', 1
 )
-_LOCAL = ('127.0.0.1', '::1', 'localhost')
+_MAX_HELD = flags.DEFINE_integer(
+  'max_held', 2**30, 'Bytes of all requests at a time; more get 503.', 1
+)
+_MAX_DECODE_SECONDS = flags.DEFINE_float(
+  'max_decode_seconds', 10.0, 'To decode an image.', 0.01
+)
+_MAX_DECODE_MEMORY = flags.DEFINE_integer(
+  'max_decode_memory', 3 * 2**30, 'Bytes of a process that decodes.', 2**28
+)
 
 
 def main(argv: list[str]) -> None:
@@ -40,29 +60,32 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   try:
     from dmdd_jax.serve import app as serve_app
+    from dmdd_jax.serve import journal as journal_lib
+    from dmdd_jax.serve import limits as limits_lib
     from dmdd_jax.serve import models as serve_models
+    from dmdd_jax.serve import security
   except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; install the extra: pip install -e '.[serve]'")
 
-  token = ''
-  if _TOKEN_FILE.value:
-    with open(_TOKEN_FILE.value, encoding='utf-8') as file:
-      token = file.read().strip()
-    if not token:
-      raise ValueError(f'--token_file={_TOKEN_FILE.value}: it is empty')
-  limits = serve_app.Limits(
+  token, is_new = security.choose_token(
+    _TOKEN_FILE.value, _OPEN.value, _HOST.value
+  )
+  journal = journal_lib.open_journal(_LOG.value)
+  limits = limits_lib.Limits(
     bytes=_MAX_BYTES.value,
     pixels=_MAX_PIXELS.value,
     waiting=_MAX_WAITING.value,
+    held=_MAX_HELD.value,
+    decode_seconds=_MAX_DECODE_SECONDS.value,
+    decode_memory=_MAX_DECODE_MEMORY.value,
   )
   if not all(path.endswith('.onnx') for path in _WORKDIR.value):
     cli.use_compilation_cache()
   models = [serve_models.open_model(path) for path in _WORKDIR.value]
-  # Open to the network, it cannot know its names.
-  hosts = [*_ALLOWED_HOST.value]
-  if hosts or _HOST.value in _LOCAL:
-    hosts += [*_LOCAL, _HOST.value]
-  application = serve_app.create_app(models, limits, token, hosts)
+  hosts = security.hosts_of(_HOST.value, _ALLOWED_HOST.value)
+  application = serve_app.create_app(models, limits, token, hosts, journal)
+  if is_new:
+    print(f'token: {token}')
   print(f'http://{_HOST.value}:{_PORT.value}/', flush=True)
   serve_app.run(application, _HOST.value, _PORT.value)
 

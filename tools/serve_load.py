@@ -20,7 +20,7 @@ from dmdd_jax.serve import load
 _URL = flags.DEFINE_string(
   'url', 'http://127.0.0.1:8000/v1/inspect', 'Where; add ?category=NAME.'
 )
-_IMAGE = flags.DEFINE_string('image', None, 'A file to send.', required=True)
+_IMAGE = cli.define_path('image', None, 'A file to send.', required=True)
 _REQUESTS = flags.DEFINE_integer('requests', 1000, 'How many.', 1)
 _CLIENTS = flags.DEFINE_integer('clients', 1000, 'How many at a time.', 1)
 _HOSTILE = flags.DEFINE_bool(

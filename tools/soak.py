@@ -20,7 +20,7 @@ import numpy as np
 
 from dmdd_jax import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'New folder.', required=True)
+_WORKDIR = cli.define_path('workdir', None, 'New folder.', required=True)
 _STEPS = flags.DEFINE_integer('steps', 2000, 'Steps of each training.')
 _KILLS = flags.DEFINE_integer('kills', 10, 'Half by SIGKILL, half by SIGTERM.')
 

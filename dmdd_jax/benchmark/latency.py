@@ -72,7 +72,7 @@ def run(options: measure.Options) -> list[measure.Figure]:
   figures = _figures('jit', jit, floor, 'the teacher alone', limit)
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, 'model.dmdd')
-    stablehlo.write_stablehlo(trained, path)
+    stablehlo.write(trained, path)
     measured = measure_path(loader.load(path), images, options.repeats)
     figures += _figures('StableHLO', measured, jit, 'jit', limit)
     if _installed('onnx', 'onnxruntime'):

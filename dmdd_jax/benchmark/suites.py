@@ -17,6 +17,7 @@ SUITES = {
   'train': 'train_step',
   'predict': 'latency',
   'metrics': 'metrics',
+  'coverage': 'coverage',
   'startup': 'startup',
   'growth': 'growth',
 }
@@ -26,8 +27,8 @@ def run(suite: str, options: measure.Options) -> dict[str, Any]:
   """Runs a suite.
 
   Returns:
-    {'suite', 'options', 'environment', 'figures': [fields of `Figure`],
-    'table': Markdown}
+    {'suite', 'options', 'environment', 'figures': [fields of `Figure`, or of
+    what the suite has instead], 'table': Markdown}
 
   Raises:
     ValueError: unknown suite.
@@ -42,5 +43,5 @@ def run(suite: str, options: measure.Options) -> dict[str, Any]:
     'options': dataclasses.asdict(options),
     'environment': environment,
     'figures': [dataclasses.asdict(figure) for figure in figures],
-    'table': measure.format_table(figures),
+    'table': getattr(module, 'format_table', measure.format_table)(figures),
   }

@@ -46,7 +46,7 @@ class Report:
     areas: smallest, median and largest share of the image that a mask covers,
       in [0, 1]; NaN without masks.
     repeated: number of images equal to another image of their folder.
-    ignored: paths of files without an image suffix among the images.
+    ignored: paths of files among the images that are none.
     faults: one line each, 'FILE: fault'.
   """
 
@@ -145,8 +145,8 @@ def format_report(report: Report) -> str:
     )
   if report.ignored:
     lines.append(
-      f'  {len(report.ignored)} files have no image suffix and are not'
-      f' read: {files.abbreviate(report.ignored)}'
+      f'  {len(report.ignored)} files are no images and are not read:'
+      f' {files.abbreviate(report.ignored)}'
     )
   lines += report.faults
   lines.append(f'{len(report.faults)} faults')

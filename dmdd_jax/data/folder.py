@@ -1,7 +1,7 @@
 """Your own images: the layout 'folder'.
 
-A directory or a glob of normal images, and optionally of defective ones, of
-masks, and of normal images for the test.
+A directory, a glob or a list of normal images, and optionally of defective
+ones, of masks (a directory), and of normal images for the test.
 
 Synopsis:
 
@@ -9,7 +9,6 @@ Synopsis:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import glob
 import os
 from typing import Any
 
@@ -22,9 +21,10 @@ from dmdd_jax.data import records as records_lib
 def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   """Lists the user's own images.
 
-  Relative paths are below `data.root`. Directories are searched with all
-  folders below them. A folder below `data.defect` names the kind of defect. A
-  warning names each missing part and the metrics that need it.
+  Relative paths are below `data.root`, or the working directory. Directories
+  are searched with all folders below them. A folder below `data.defect` names
+  the kind of defect. A warning names each missing part and the metrics that
+  need it.
 
   Args:
     data: `normal`, `defect`, `masks`, `test_normal`, `test_fraction`,
@@ -52,7 +52,7 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   _check_disjoint('normal', normal, 'test_normal', test_normal)
   train = [records_lib.good(path) for path in normal]
   test = [records_lib.good(path) for path in test_normal]
-  if defective and not test:
+  if keeps_test(data):
     train, test = records_lib.split_test(
       train, data['test_fraction'], data['test_seed']
     )
@@ -63,6 +63,11 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
       ' every metric is null'
     )
   return records_lib.Dataset(data['category'], tuple(train), tuple(test))
+
+
+def keeps_test(data: Mapping[str, Any]) -> bool:
+  """Whether a share of the normal images is kept for the test."""
+  return bool(data['defect']) and not data['test_normal']
 
 
 def _resolve(data: Mapping[str, Any], field: str) -> str:
@@ -76,7 +81,7 @@ def _resolve(data: Mapping[str, Any], field: str) -> str:
 def _find(
   data: Mapping[str, Any], field: str, masks_root: str
 ) -> tuple[str, ...]:
-  """The images of a directory or a glob; () where the field is not set.
+  """The images that a field names; () where it is not set.
 
   Raises:
     MissingDataError, DatasetError: there is no image; the message names the
@@ -93,21 +98,16 @@ def _find(
         f' {path}: put the masks into a directory of their own'
       )
   else:
-    names = sorted(glob.glob(path, recursive=True))
-    paths = tuple(
-      name for name in names if files.is_image(name) and not os.path.isdir(name)
-    )
-    if not paths:
-      raise files.MissingDataError(
-        f'config.data.{field}: found no directory {path}, nor an image that'
-        ' matches it as a glob'
-      )
+    listing = files.list_inputs(path, field=f'config.data.{field}')
+    for fault in listing.faults.values():
+      raise files.DatasetError(fault)
+    paths = listing.images
   masks = os.path.join(masks_root, '') if masks_root else None
   paths = tuple(p for p in paths if not (masks and p.startswith(masks)))
   if not paths:
     raise files.DatasetError(
       f'config.data.{field}: found no image in {path}, expected at least one'
-      f' file with a suffix of {" ".join(files.SUFFIXES)} (any depth)'
+      f' file of {", ".join(files.FORMATS)} (any depth)'
     )
   return paths
 

@@ -1,5 +1,7 @@
 """Reads and checks images and masks, without TensorFlow and jax.
 
+The formats are `files.FORMATS`.
+
 Synopsis:
 
   train = images.validate(dataset.train, on_bad='skip')
@@ -11,6 +13,7 @@ The message names the file, what was found, what was expected and what to do.
 
 from collections.abc import Callable, Iterable, Sequence
 import concurrent.futures
+import functools
 import io
 import os
 
@@ -20,6 +23,7 @@ from PIL import Image
 from PIL import ImageOps
 
 from dmdd_jax.data import files
+from dmdd_jax.data import limits
 from dmdd_jax.data import records as records_lib
 
 # Safe for uploads; other formats (EPS, for example) start programs.
@@ -27,7 +31,7 @@ UPLOAD_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')
 
 
 class ImageTooLargeError(files.BadImageError):
-  """An image has more pixels than allowed."""
+  """An image has more pixels, or another structure, than is allowed."""
 
 
 def validate(
@@ -124,8 +128,9 @@ def read_image(path: str | os.PathLike, size: int | None) -> np.ndarray:
     uint8 (size, size, 3) in [0, 255].
 
   Raises:
-    BadImageError: the file is missing, no image or truncated, or has 32-bit
-      integers or floats, whose range is unknown.
+    BadImageError: the file is missing, no image or truncated, is built to
+      take long (see `limits.fault`), or has 32-bit integers or floats, whose
+      range is unknown.
   """
   image = np.asarray(_read(path, _to_rgb))
   return image if size is None else resize_image(image, size)
@@ -142,8 +147,9 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
     uint8 (H, W, 3) RGB in [0, 255].
 
   Raises:
-    ImageTooLargeError: the image has more pixels.
+    ImageTooLargeError: the image has more pixels, or see `limits.fault`.
     BadImageError: the file has another format or is damaged.
+    MemoryError: this process may not use as much as decoding takes.
   """
   try:
     with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as file:
@@ -152,8 +158,10 @@ def decode_image(content: bytes, max_pixels: int) -> np.ndarray:
           f'the image has {file.width} x {file.height} pixels; at most'
           f' {max_pixels} are allowed'
         )
+      if fault := limits.fault(file):
+        raise ImageTooLargeError(fault)
       return np.asarray(_to_rgb(ImageOps.exif_transpose(file), file.format))
-  except files.BadImageError:
+  except (files.BadImageError, MemoryError):
     raise
   except Image.DecompressionBombError as error:
     raise ImageTooLargeError(str(error)) from error
@@ -273,10 +281,20 @@ def _read(
   With `encoded`, the content of the file, the file itself is not read.
   """
   path = os.fspath(path)
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix in files.UNREAD:
+    raise files.BadImageError(
+      f'{path}: {suffix} is not read; convert the image, for example to PNG'
+    )
+  source = path if encoded is None else io.BytesIO(encoded)
   try:
-    with Image.open(path if encoded is None else io.BytesIO(encoded)) as file:
+    with Image.open(source, formats=_formats()) as file:
+      if wrong := limits.fault(file):
+        raise files.BadImageError(f'{path}: {wrong}')
       # A transposed copy no longer knows its format.
       return convert(ImageOps.exif_transpose(file), file.format)
+  except files.BadImageError:
+    raise
   except FileNotFoundError:
     fault = 'no such file (or a link to a missing one)'
   except Image.UnidentifiedImageError:
@@ -287,6 +305,13 @@ def _read(
   except Exception as error:
     fault = f'cannot be decoded ({str(error) or type(error).__name__})'
   raise files.BadImageError(f'{path}: {fault}')
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  """Of `files.FORMATS`, those that this Pillow can read."""
+  Image.init()
+  return tuple(name for name in files.FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image, source: str | None) -> Image.Image:
@@ -323,4 +348,8 @@ def map_threads(function: Callable, items: Iterable, num_threads: int) -> list:
   """Returns [function(item) ...] in order; Pillow decodes without the GIL."""
   workers = num_threads or os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    return list(pool.map(function, items))
+    try:
+      return list(pool.map(function, items))
+    except BaseException:  # Ctrl-C, or an error, does not wait for the rest.
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise

@@ -9,7 +9,6 @@ Synopsis:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import glob
 import hashlib
 import os
 import shutil
@@ -25,32 +24,10 @@ Path = str | os.PathLike
 PATH = (str, os.PathLike)  # For isinstance.
 # An array is uint8, (H, W, 3) or (H, W).
 Source = Path | np.ndarray
-# A file, a folder or a glob; or a list of files and arrays.
+# What `files.list_inputs` takes; or a list of files and arrays.
 Sources = Path | Iterable[Source]
 # By the kind of defect: folders, or a mask of each image.
 Masks = Path | Mapping[str, Path | Sequence[Source]]
-
-
-def expand(path: Path) -> list[str]:
-  """The images of a file, of a folder with all below it, or of a glob.
-
-  Raises:
-    MissingDataError: there is none.
-    DatasetError: a folder cannot be listed.
-  """
-  name = files.absolute(path)
-  if os.path.isdir(name):
-    paths = list(files.images_below(name))
-  elif os.path.exists(name):
-    paths = [name]
-  else:
-    names = sorted(glob.glob(name, recursive=True))
-    paths = [n for n in names if files.is_image(n) and os.path.isfile(n)]
-  if not paths:
-    raise files.MissingDataError(
-      f'{os.fspath(path)}: holds no image; name a file, a folder or a glob'
-    )
-  return paths
 
 
 def keep(
@@ -136,7 +113,8 @@ def list_test(
   records: list[records_lib.Record] = []
   for kind, part in images.items():
     if isinstance(part, PATH):
-      paths = expand(part)
+      listing = files.list_inputs(part, field=kind)
+      paths = [files.absolute(path) for path in listing.images]
     else:
       paths = keep(part, os.path.join(folder, kind), replace=True)
     if kind == records_lib.GOOD:

@@ -91,13 +91,44 @@ def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
     MissingDataError, DatasetError: there is no usable data set.
     ValueError: `name` is no known layout.
   """
+  if data['name'] not in NAMES:
+    raise ValueError(
+      f'config.data.name is {data["name"]!r}; choose from {", ".join(NAMES)}'
+    )
+  try:
+    return _list_layout(data)
+  except files.MissingDataError as error:
+    raise files.MissingDataError(f'{error}{_relative_to(data)}') from None
+
+
+def _relative_to(data: Mapping[str, Any]) -> str:
+  """What the relative paths of the data are relative to; '' without any."""
+  root, notes = data['root'], []
+  if data['name'] == FOLDER:
+    start = f'config.data.root = {root!r}' if root else 'the working directory'
+    notes = [
+      f'config.data.{name} = {data[name]!r} is relative to {start}'
+      for name in ('normal', 'defect', 'masks', 'test_normal')
+      if _is_relative(data[name])
+    ]
+  if _is_relative(root):
+    notes.append(
+      f'config.data.root = {root!r} is relative to the working directory'
+    )
+  if not notes:
+    return ''
+  return f' ({"; ".join(notes)}; the working directory is {os.getcwd()})'
+
+
+def _is_relative(path: str) -> bool:
+  return bool(path) and not os.path.isabs(os.path.expanduser(path))
+
+
+def _list_layout(data: Mapping[str, Any]) -> records_lib.Dataset:
+  """See `list_dataset`; messages name absolute paths."""
   name = data['name']
   if name == FOLDER:
     return folder_lib.list_folder(data)
-  if name not in NAMES:
-    raise ValueError(
-      f'config.data.name is {name!r}; choose from {", ".join(NAMES)}'
-    )
   if not data['root']:
     raise files.MissingDataError(
       'no data: set --config.data.root to the folder that holds the categories'
@@ -291,9 +322,8 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
 def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
   """Lists one category of a folder in the MVTec AD layout.
 
-  Nothing is decoded here, see `images.validate`. Files whose name starts with
-  a dot and files without an image suffix (`files.SUFFIXES`, any case) are
-  ignored. A test split that is empty or has no defects is legal and logged as a
+  Nothing is decoded here, see `images.validate`; `files` says which files are
+  images. A test split that is empty or has no defects is legal and logged as a
   warning, and so are masks without an image. The mask of image ID is ID_mask or
   ID with any image suffix.
 
@@ -373,7 +403,7 @@ def list_good(folder: str) -> tuple[records_lib.Record, ...]:
   """
   good = os.path.join(folder, 'train', records_lib.GOOD)
   expected = (
-    f'expected defect-free training images ({" ".join(files.SUFFIXES)})'
+    f'expected defect-free training images ({", ".join(files.FORMATS)})'
     f' directly in {good}'
   )
   if not os.path.isdir(good):
@@ -411,7 +441,7 @@ def _unmasked_message(
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
-    f'(or another of {" ".join(files.SUFFIXES)}).{more} Add the masks, or move'
+    f'(or with another suffix of an image).{more} Add the masks, or move'
     ' the images out of test/.'
   )
 

@@ -3,19 +3,23 @@
 The layout is that of MVTec's own evaluation code: the map of the data set's
 test/DEFECT/ID.png is ROOT/CATEGORY/test/DEFECT/ID.tiff (or .npy). During an
 evaluation `metrics.store` keeps maps instead, in memory and a temporary file.
+Images of one defect in several folders keep those: test/DEFECT/day1/ID.tiff.
 
 Synopsis:
 
-  stem = maps.map_path('submission', 'screw', record)
-  maps.write_map(stem + '.tiff', anomaly_map)
-  anomaly_map = maps.read_map(maps.find_map(stem))
+  stems = maps.map_paths('submission', 'screw', records)
+  maps.write_map(stems[0] + '.tiff', anomaly_map)
+  anomaly_map = maps.read_map(maps.find_map(stems[0]))
 """
 
+import collections
+from collections.abc import Sequence
 import os
 
 import numpy as np
 from PIL import Image
 
+from dmdd_jax import storage
 from dmdd_jax.data import records as records_lib
 
 SUFFIXES = ('.tiff', '.tif', '.npy')
@@ -25,20 +29,40 @@ class BadMapError(ValueError):
   """A map is missing or cannot be used; the message names the file."""
 
 
-def map_path(root: str, category: str, record: records_lib.Record) -> str:
-  """The path of a test image's map, without its suffix."""
-  stem = os.path.splitext(os.path.basename(record.image))[0]
-  return os.path.join(root, category, 'test', record.defect, stem)
+def map_paths(
+  root: str | os.PathLike,
+  category: str,
+  records: Sequence[records_lib.Record],
+) -> list[str]:
+  """The paths of the test images' maps, without their suffixes; none twice.
+
+  The images of a defect keep the folders below the one that holds all of them.
+  Two that differ in their suffixes alone keep these: ID.png.tiff, ID.jpg.tiff.
+  """
+  folders: dict[str, list[str]] = {}
+  for record in records:
+    folders.setdefault(record.defect, []).append(os.path.dirname(record.image))
+  names = []
+  for record in records:
+    common = os.path.commonpath(folders[record.defect])
+    name = os.path.relpath(record.image, common)
+    names.append(os.path.join(record.defect, name))
+  stems = [os.path.splitext(name)[0] for name in names]
+  count = collections.Counter(stems)
+  return [
+    os.path.join(root, category, 'test', stem if count[stem] == 1 else name)
+    for name, stem in zip(names, stems)
+  ]
 
 
 def write_map(path: str, anomaly_map: np.ndarray) -> None:
   """Writes a map (H, W) as float32 to .npy or .tiff; makes the folder."""
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   values = np.ascontiguousarray(anomaly_map, np.float32)
-  if path.endswith('.npy'):
-    np.save(path, values)
-  else:
-    Image.fromarray(values).save(path)
+  with storage.writing(path) as file:
+    if path.endswith('.npy'):
+      np.save(file, values)
+    else:
+      Image.fromarray(values).save(file, 'TIFF')
 
 
 def find_map(stem: str) -> str:
@@ -98,8 +122,11 @@ def resize_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     high = np.minimum(low + 1, count - 1)
     weight = (at - low).astype(np.float32)
     weight = weight[:, None] if axis == 0 else weight
-    below = np.take(values, low, axis)
-    values = below + weight * (np.take(values, high, axis) - below)
+    below, values = np.take(values, low, axis), np.take(values, high, axis)
+    # In place: a map of 100 megapixels has 400 MB.
+    values -= below
+    values *= weight
+    values += below
   return values
 
 

@@ -146,8 +146,8 @@ def list_textures(root: str | os.PathLike) -> tuple[str, ...]:
   paths = files.images_below(folder)
   if not paths:
     raise files.DatasetError(
-      f'Texture folder {folder}: found no image, expected at least one file'
-      f' with a suffix of {" ".join(files.SUFFIXES)} (any depth). {hint}'
+      f'Texture folder {folder}: found no image, expected at least one'
+      f' file of {", ".join(files.FORMATS)} (any depth). {hint}'
     )
   return paths
 

@@ -10,6 +10,7 @@ Synopsis:
   print(scores[0], model.verdict(scores[0]), model.metadata['input'])
 """
 
+import hashlib
 import json
 import os
 
@@ -18,10 +19,11 @@ from jax import export as jax_export
 import numpy as np
 
 from dmdd_jax import verdict as verdict_lib
+from dmdd_jax.export import onnx_loader
 
-FORMAT = 'dmdd_jax stablehlo 1'
+# The second has a checksum.
+FORMATS = ('dmdd_jax stablehlo 1', 'dmdd_jax stablehlo 2')
 FUNCTION, METADATA = '__function__', '__metadata__'
-_NEEDED = {'category', 'image_threshold', 'pixel_threshold'}
 
 
 class ExportedFileError(ValueError):
@@ -44,7 +46,7 @@ class Model:
     weights: dict[str, np.ndarray],
   ):
     self.metadata = metadata
-    self.image_size = metadata['input']['shape'][1]
+    self.image_size = onnx_loader.check_metadata(metadata, FORMATS)
     self._weights = jax.device_put(weights)
     self._call = jax.jit(function.call)
 
@@ -81,27 +83,34 @@ class Model:
 
 
 def load(path: str | os.PathLike) -> Model:
-  """Reads a file of `tools/export.py --format stablehlo`.
+  """Reads a file of `tools/export.py --format stablehlo`, and runs it once.
 
   Raises:
-    ExportedFileError: there is no such file, or it is no exported model.
+    ExportedFileError: there is no such file, or it is no exported model, or its
+      function or weights are not those that were compared with the checkpoint.
   """
   try:
     metadata, function, weights = _read(path)
-    if metadata['format'] == FORMAT:
-      if missing := _NEEDED - metadata.keys():
-        raise KeyError(*sorted(missing))
-      function = jax_export.deserialize(bytearray(function))
-      return Model(metadata, function, weights)
+    program = jax_export.deserialize(bytearray(function))
+    model = Model(metadata, program, weights)
+    digest = program_digest(function, weights)
+    onnx_loader.check_digest(metadata, digest)
+    onnx_loader.try_out(model, model.image_size)
+    return model
   except Exception as error:  # Of numpy, zipfile, zlib, JSON or flatbuffers.
     raise ExportedFileError(
-      f'{os.fspath(path)} is no exported model that can be read ({error!r});'
+      f'{os.fspath(path)} is no exported model that can be used ({error!r});'
       ' write it with tools/export.py --format stablehlo'
     ) from error
-  raise ExportedFileError(
-    f'{os.fspath(path)} is of format {metadata["format"]!r}; this loader'
-    f' reads {FORMAT!r}: export it again'
-  )
+
+
+def program_digest(function: bytes, weights: dict[str, np.ndarray]) -> str:
+  """The SHA-256 of a function and its weights."""
+  digest = hashlib.sha256(function)
+  for name, array in sorted(weights.items()):
+    digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
 
 
 def _read(path: str | os.PathLike) -> tuple[dict, bytes, dict[str, np.ndarray]]:
@@ -109,4 +118,6 @@ def _read(path: str | os.PathLike) -> tuple[dict, bytes, dict[str, np.ndarray]]:
   with np.load(path, allow_pickle=False) as archive:
     arrays = {name: archive[name] for name in archive.files}
   metadata = json.loads(arrays.pop(METADATA).tobytes())
+  if not isinstance(metadata, dict):
+    raise ValueError(f'its metadata are {type(metadata).__name__}, not a dict')
   return metadata, arrays.pop(FUNCTION).tobytes(), arrays

@@ -27,8 +27,10 @@ def write(program: program_lib.Program, path: str) -> None:
   function = jax_export.export(jax.jit(program.function), platforms=PLATFORMS)(
     weights, jax.ShapeDtypeStruct(shape, np.uint8)
   )
+  serialized = bytes(function.serialize())
   metadata = {
-    'format': loader.FORMAT,
+    'format': loader.FORMATS[-1],
+    'program_sha256': loader.program_digest(serialized, program.weights),
     'platforms': list(PLATFORMS),
     'calling_convention': function.calling_convention_version,
     **program.metadata,
@@ -39,7 +41,7 @@ def write(program: program_lib.Program, path: str) -> None:
       file,
       **{
         loader.METADATA: np.frombuffer(document, np.uint8),
-        loader.FUNCTION: np.frombuffer(function.serialize(), np.uint8),
+        loader.FUNCTION: np.frombuffer(serialized, np.uint8),
       },
       **program.weights,
     )

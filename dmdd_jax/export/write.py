@@ -14,6 +14,7 @@ Synopsis:
 from collections.abc import Callable, Sequence
 import contextlib
 import os
+import shutil
 from typing import Any
 
 from absl import logging
@@ -57,8 +58,9 @@ def export(
   Args:
     workdir: a trained category's folder.
     file_format: one of `FORMATS`.
-    output: the file; its folder is made.
-    images: a file, a folder or a glob to compare on, eight of its files at
+    output: the file; its folder is made. Beside an ONNX file its loader is
+      written, dmdd_onnx.py.
+    images: what to compare on, see `files.list_inputs`, eight of the images at
       most; normal training images if None.
     step: which checkpoint, by default the newest.
 
@@ -89,7 +91,7 @@ def export(
   program = describe(inspector, state, meta['teacher_fingerprint'])
   write, read = {
     'stablehlo': (stablehlo.write, loader.load),
-    'onnx': (_write_onnx, onnx_loader.load),
+    'onnx': (write_onnx, onnx_loader.load),
   }[file_format]
   output = os.path.abspath(output)
   os.makedirs(os.path.dirname(output), exist_ok=True)
@@ -100,6 +102,8 @@ def export(
     program.metadata['verified'] = verified
     write(program, partial)
     os.replace(partial, output)
+    if file_format == 'onnx':
+      copy_loader(output)
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.remove(partial)
@@ -199,6 +203,8 @@ def describe(
       'range': [0, 255],
       'channels': 'RGB',
       'resize': 'Pillow BILINEAR (antialiased), aspect ratio not kept',
+      'decoding': 'upright by EXIF; transparent images over black; 16-bit grey'
+      ' as (value + 128) // 257; palette, grey and CMYK by Pillow to RGB',
     },
     'outputs': {
       'score': 'float32 (batch,), higher is more anomalous',
@@ -219,7 +225,7 @@ def describe(
   return program_lib.Program(function, weights, metadata)
 
 
-def _write_onnx(program: program_lib.Program, path: str) -> None:
+def write_onnx(program: program_lib.Program, path: str) -> None:
   """Writes an ONNX model; nested metadata are JSON in its properties."""
   if program.metadata['dtype'] != 'float32':
     raise program_lib.ExportError(
@@ -230,14 +236,36 @@ def _write_onnx(program: program_lib.Program, path: str) -> None:
     path,
     lambda images: program.function(program.weights, images),
     program.metadata['input']['shape'][1:],
-    program.metadata,
+    {'format': onnx_loader.FORMATS[-1], **program.metadata},
   )
+  seal_onnx(path)
+
+
+def copy_loader(path: str) -> None:
+  """Puts the loader of an ONNX file beside it."""
+  beside = os.path.join(os.path.dirname(path), 'dmdd_onnx.py')
+  shutil.copyfile(onnx_loader.__file__, beside)
+
+
+def seal_onnx(path: str) -> None:
+  """Adds the property with the checksum that `onnx_loader.load` asks for."""
+  with open(path, 'rb') as file:
+    digest = onnx_loader.program_digest(file.read())
+  # The fields of protobuf may come in any order, and a property is one of them.
+  entry = _field(1, b'program_sha256') + _field(2, digest.encode())
+  with open(path, 'ab') as file:
+    file.write(_field(14, entry))
+
+
+def _field(number: int, content: bytes) -> bytes:
+  """A field of protobuf, of fewer than 128 bytes."""
+  return bytes([number << 3 | 2, len(content)]) + content
 
 
 def _comparison_files(config: Any, images: str | None) -> list[str]:
   """What to compare on: of the named files, or normal training images."""
   if images:
-    paths = predict.list_inputs(images)
+    paths = files.list_inputs(images, field='--images').images
     spread = np.linspace(0, len(paths) - 1, min(len(paths), _IMAGES))
     return [paths[int(index)] for index in spread]
   try:

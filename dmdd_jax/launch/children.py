@@ -1,4 +1,4 @@
-"""Child processes, a few at a time; SIGTERM is passed on to them.
+"""Child processes, a few at a time; SIGTERM and Ctrl-C are passed on to them.
 
 Synopsis:
 
@@ -16,9 +16,17 @@ from typing import Any
 
 from absl import logging
 
+from dmdd_jax import cli
 from dmdd_jax.launch import preemption
 
 _POLL_SECONDS = 0.1
+# Saved and left; `cli.run` after Ctrl-C; killed by one of the two signals.
+_PREEMPTED = (
+  preemption.STATUS,
+  cli.INTERRUPTED,
+  -signal.SIGTERM,
+  -signal.SIGINT,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +36,8 @@ class Outcome:
   Attributes:
     finished: names of the children with exit status 0.
     failed: names of those with any other status, but for `preempted`.
-    preempted: names of those that SIGTERM ended (exit status
-      `preemption.STATUS`, or killed by the signal) or kept from being started.
+    preempted: names of those that SIGTERM or Ctrl-C ended (an exit status of
+      `_PREEMPTED`) or kept from being started.
   """
 
   finished: list[str]
@@ -40,8 +48,9 @@ class Outcome:
 def run(starts: Mapping[str, Callable[[], Any]], at_a_time: int) -> Outcome:
   """Runs all children, in order, and waits for them.
 
-  SIGTERM to this process is passed on to the running children, and no other
-  child is started. The same happens where this function ends by an exception.
+  SIGTERM to this process, or Ctrl-C, is passed on to the running children as
+  SIGTERM, and no other child is started. The same happens where this function
+  ends by an exception.
 
   Args:
     starts: {name: function that starts a child}; the log prints the name. A
@@ -56,7 +65,7 @@ def run(starts: Mapping[str, Callable[[], Any]], at_a_time: int) -> Outcome:
   waiting = collections.deque(starts)
   running: dict[str, Any] = {}
   terminated = False
-  with preemption.watched():
+  with preemption.watched(interrupts=True):
     try:
       while waiting or running:
         if preemption.received() and not terminated:
@@ -85,7 +94,7 @@ def _outcome(statuses: Mapping[str, int]) -> Outcome:
   for name, status in statuses.items():
     if status == 0:
       outcome.finished.append(name)
-    elif status in (preemption.STATUS, -signal.SIGTERM):
+    elif status in _PREEMPTED:
       outcome.preempted.append(name)
     else:
       outcome.failed.append(name)

@@ -65,7 +65,7 @@ def run(count: int, workdir: str, place: tuple[int, int] = (0, 1)) -> None:
   Raises:
     ValueError: the groups do not divide over the hosts, or the devices over
       the groups, or a group failed.
-    Preempted: SIGTERM came, and the groups have ended.
+    Preempted: SIGTERM or Ctrl-C came, and the groups have ended.
   """
   index, number = place
   if count % number:

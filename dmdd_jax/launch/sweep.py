@@ -69,7 +69,8 @@ def run(
   Raises:
     SweepError: a run failed; the other runs finish and the tables are written
       first.
-    Preempted: SIGTERM came; the tables of the finished runs are written first.
+    Preempted: SIGTERM or Ctrl-C came; the tables of the finished runs are
+      written first.
   """
   pairs = [(seed, category) for seed in seeds for category in categories]
   index, count = share

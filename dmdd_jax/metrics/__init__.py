@@ -7,6 +7,7 @@ Usable without the rest of the package, with any framework's maps:
 
 `ranking` has AUROC, AP and F1-max. `region` has AU-PRO, sPRO, AUPIMO and the
 per-image PRO of RD4AD's line of work. `store` keeps more maps than fit in
-memory. `bootstrap` computes confidence intervals. `results` computes all
-metrics in one call and formats their tables; nothing here writes a file.
+memory. `intervals` has confidence intervals, from the counts of `tallies`.
+`results` computes all metrics in one call and formats their tables; nothing
+here writes a file.
 """

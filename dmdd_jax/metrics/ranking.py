@@ -119,7 +119,7 @@ def ranking(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Ranking:
     ValueError: on shapes that disagree, other labels, non-finite scores.
   """
   flat = store_lib.check_scores(scores, 'scores').ravel()
-  truth = np.asarray(labels).ravel()
+  truth = np.ravel(labels)
   if flat.shape != truth.shape:
     raise ValueError(f'scores have {flat.size} entries and labels {truth.size}')
   truth = store_lib.check_labels(truth)

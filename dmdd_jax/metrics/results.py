@@ -8,7 +8,6 @@ Synopsis:
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 import csv
-import functools
 import io
 import json
 import math
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmdd_jax.metrics import bootstrap as bootstrap_lib
+from dmdd_jax.metrics import intervals as intervals_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import store as store_lib
+from dmdd_jax.metrics import tallies
 
 MapStore = store_lib.MapStore
 
@@ -35,6 +35,11 @@ METRICS = (
   *_EXTRA,
 )
 
+# Why image F1-max has no interval.
+_CHOSEN = (
+  'its threshold is chosen on these images, so it is too high, by an amount'
+  ' that their spread does not show'
+)
 # Nested dicts of metrics, whose entries get columns as maps_mean/pixel_auroc.
 _NESTED = ('maps_mean', 'at_threshold', 'native', 'model', 'validation')
 # The columns of the Markdown table, for reading; the other files have all.
@@ -60,8 +65,7 @@ def compute(
   *,
   pro_limits: Sequence[float] = (0.3, 0.05),
   extra: Collection[str] = _EXTRA,
-  bootstrap: int = 0,
-  seed: int = 0,
+  intervals: bool = True,
 ) -> dict[str, Any]:
   """Computes every metric of a test set, exactly.
 
@@ -80,16 +84,17 @@ def compute(
     pro_limits: FPR limits of AU-PRO in (0, 1]; 0.3 gives the key `au_pro`,
       others `au_pro_` and the digits: 0.05 gives `au_pro_005`.
     extra: which of 'aupimo' and 'pro_per_image' to compute as well.
-    bootstrap: number of resamplings of the images for confidence intervals;
-      0 for no intervals.
-    seed: seed of the resamplings.
+    intervals: whether to add 95 % confidence intervals, by the spread over the
+      images.
 
   Returns:
     {metric: float}, fractions in [0, 1] except the two thresholds. The keys are
     `image_` and `pixel_` + `auroc`, `ap`, `f1_max`, `f1_max_threshold`, and
     those of `pro_limits` and `extra`. An undefined metric is NaN, and then
-    `undefined` is {metric: reason}. With bootstrap, `confidence` is
-    {metric: [low, high]}, 95 % percentile intervals (thresholds have none).
+    `undefined` is {metric: reason}. With intervals, `confidence` is
+    {metric: [low, high]}, as `metrics.intervals` has them (thresholds have
+    none). It is None where there is no interval, and then `no_interval` is
+    {metric: reason}.
 
   Raises:
     ValueError: on NaN or infinite scores, shapes or counts that disagree, mask
@@ -98,7 +103,7 @@ def compute(
   """
   truth = store_lib.check_labels(labels)
   checked = _check_image_scores(scores, truth)
-  _check_options(pro_limits, extra, bootstrap)
+  _check_options(pro_limits, extra)
   pixels = _prepare(maps, masks, truth)
   metrics: dict[str, Any] = _named('image', ranking.ranking(checked, truth))
   reasons = _image_reasons(metrics, truth)
@@ -118,10 +123,15 @@ def compute(
     reasons.update(why)
   if reasons:
     metrics['undefined'] = reasons
-  if bootstrap:
-    metrics['confidence'] = _confidence(
-      metrics, pixels, checked, truth, pro_limits, values, bootstrap, seed
-    )
+  if intervals:
+    ends = _intervals(metrics, pixels, checked, truth, pro_limits, values)
+    metrics['confidence'] = {
+      name: None if isinstance(span, str) else list(span)
+      for name, span in ends.items()
+    }
+    reasons = {k: v for k, v in ends.items() if isinstance(v, str)}
+    if reasons:
+      metrics['no_interval'] = reasons
   return metrics
 
 
@@ -139,7 +149,7 @@ def _check_image_scores(
   scores: npt.ArrayLike, labels: np.ndarray
 ) -> np.ndarray:
   """Returns (N,) finite float scores, or raises ValueError."""
-  values = np.asarray(scores)
+  values = np.asanyarray(scores)
   if values.shape != labels.shape:
     raise ValueError(
       f'scores have shape {values.shape} and labels {labels.shape}; both must '
@@ -153,9 +163,7 @@ def _check_image_scores(
   return store_lib.check_scores(values, 'scores')
 
 
-def _check_options(
-  pro_limits: Iterable[float], extra: Iterable[str], bootstrap: int
-) -> None:
+def _check_options(pro_limits: Iterable[float], extra: Iterable[str]) -> None:
   """Raises ValueError, see `compute`."""
   for limit in pro_limits:
     if not 0 < limit <= 1:
@@ -163,8 +171,6 @@ def _check_options(
   for name in extra:
     if name not in _EXTRA:
       raise ValueError(f'extra holds {name!r}, expected names out of {_EXTRA}')
-  if bootstrap < 0:
-    raise ValueError(f'bootstrap is {bootstrap}, expected 0 or more')
 
 
 def _prepare(
@@ -261,72 +267,71 @@ def _extra_metrics(
   return metrics, reasons, values
 
 
-def _confidence(
+def _intervals(
   metrics: Mapping[str, Any],
   pixels: region.Pixels | None,
   scores: np.ndarray,
   labels: np.ndarray,
   limits: Sequence[float],
   values: np.ndarray | None,
-  draws: int,
-  seed: int,
-) -> dict[str, list[float]]:
-  """{metric: [low, high]} of every metric except the thresholds.
+) -> dict[str, tuple[float, float] | str]:
+  """{metric: its interval, or why there is none}, except the thresholds.
 
   Args:
-    metrics: {metric: value} on the full set; other entries are ignored.
+    metrics: {metric: value} of the full set; `undefined` is read as well.
     pixels: of N images, or None without maps.
     scores: (N,) the images' scores.
     labels: (N,) in {0, 1}.
     limits: FPR limits of AU-PRO.
     values: (N,) `region.pro_per_image`, or None.
-    draws: number of draws.
-    seed: seed of the draws.
   """
-  weights = bootstrap_lib.draw(labels, draws, seed)
   exact = {
     name: value
     for name, value in metrics.items()
     if isinstance(value, float) and not name.endswith('threshold')
   }
-  known = {name: v for name, v in exact.items() if not np.isnan(v)}
-  spans = {name: [float('nan')] * 2 for name in exact}
-  if 'image_auroc' in known:
-    tallies = bootstrap_lib.tally_scores(scores, labels)
-    measure = functools.partial(_measure_ranking, 'image', tallies)
-    spans.update(bootstrap_lib.intervals(measure, weights, known))
-  if pixels is not None and pixels.positives and pixels.negatives:
-    counts = bootstrap_lib.tally_pixels(pixels, labels == 0)
-    measure = functools.partial(_measure_pixels, counts, limits, values)
-    spans.update(bootstrap_lib.intervals(measure, weights, known))
-  return {name: spans[name] for name in exact}
+  ends: dict[str, tuple[float, float] | str] = dict(
+    metrics.get('undefined', {})
+  )
+  group, kinds = tallies.groups(labels)
+  if 'image_auroc' not in ends:
+    positives = int(np.count_nonzero(labels))
+    counts = tallies.tally_scores(scores, labels, group)
+    ranked = tallies.measure_ranking(tallies.without_each(counts))
+    ends['image_auroc'] = intervals_lib.auroc(
+      exact['image_auroc'], positives, len(labels) - positives
+    )
+    ends['image_ap'] = intervals_lib.average_precision(
+      exact['image_ap'], ranked['ap'], kinds
+    )
+    ends['image_f1_max'] = _CHOSEN
+  if pixels is not None and 'pixel_auroc' not in ends:
+    left_out = _without_each(pixels, labels, group, limits, values)
+    for name, each in left_out.items():
+      if name in exact and name not in ends:
+        ends[name] = intervals_lib.jackknife(exact[name], each, kinds)
+  return {name: ends[name] for name in exact}
 
 
-def _measure_ranking(
-  prefix: str,
-  tallies: bootstrap_lib.Tallies | bootstrap_lib.PixelTallies,
-  weights: np.ndarray,
-) -> dict[str, np.ndarray]:
-  """{metric: (B,)} of (B, N) weights, for `bootstrap.intervals`."""
-  ranked = bootstrap_lib.measure_ranking(tallies, weights)
-  return {f'{prefix}_{name}': value for name, value in ranked.items()}
-
-
-def _measure_pixels(
-  tallies: bootstrap_lib.PixelTallies,
+def _without_each(
+  pixels: region.Pixels,
+  labels: np.ndarray,
+  group: np.ndarray,
   limits: Sequence[float],
   values: np.ndarray | None,
-  weights: np.ndarray,
 ) -> dict[str, np.ndarray]:
-  """{metric: (B,)} of (B, N) weights, for `bootstrap.intervals`."""
-  metrics = _measure_ranking('pixel', tallies, weights)
-  pros, metrics['aupimo'] = bootstrap_lib.measure_regions(
-    tallies, weights, limits
-  )
+  """{metric of pixels: (G,) its values without each group of images}."""
+  counts = tallies.tally_pixels(pixels, labels == 0, group)
+  counts = tallies.without_each(counts)
+  ranked = tallies.measure_ranking(counts)
+  metrics = {f'pixel_{name}': each for name, each in ranked.items()}
+  pros, metrics['aupimo'] = tallies.measure_regions(counts, limits)
   metrics.update(zip(map(pro_key, limits), pros, strict=True))
   if values is not None:
-    used = weights * (tallies.regions > 0)
-    metrics['pro_per_image'] = used @ np.nan_to_num(values) / used.sum(axis=1)
+    known = np.nan_to_num(values)
+    sums = known.sum() - np.bincount(group, known)
+    with np.errstate(invalid='ignore'):
+      metrics['pro_per_image'] = sums / counts.defective
   return metrics
 
 
@@ -446,8 +451,9 @@ def flatten(metrics: Mapping[str, Any]) -> dict[str, Any]:
       if _is_cell(value):
         row[f'{outer}/{key}'] = value
   row = {k: math.nan if v is None else v for k, v in row.items()}
-  for key, (low, high) in metrics.get('confidence', {}).items():
-    row[f'{key}_low'], row[f'{key}_high'] = low, high
+  for key, ends in metrics.get('confidence', {}).items():
+    if ends is not None:
+      row[f'{key}_low'], row[f'{key}_high'] = ends
   return row
 
 

@@ -14,6 +14,9 @@ from typing import Any, IO, Protocol
 import numpy as np
 import numpy.typing as npt
 
+# All integers up to it are float64.
+_EXACT_INTEGER = 2**53
+
 
 class Arrays(Protocol):
   """N arrays by their index: one array, a list of arrays, or a spool."""
@@ -199,19 +202,37 @@ def check_scores(scores: npt.ArrayLike, what: str) -> np.ndarray:
     what: its name in the message of the error, such as 'the map of image 3'.
 
   Raises:
-    ValueError: if it is not numeric or holds NaN or infinity.
+    ValueError: if it is not numeric, a masked array, or holds NaN, infinity or
+      integers that float64 does not have.
   """
-  scores = np.asarray(scores)
+  scores = _unmasked(scores, what)
   if scores.dtype.kind not in 'fiub' and scores.dtype.name != 'bfloat16':
     raise ValueError(f'{what} is {scores.dtype}, expected numbers')
+  if scores.dtype.kind in 'iu' and scores.dtype.itemsize == 8 and scores.size:
+    furthest = max(int(scores.max()), -int(scores.min()))
+    if furthest > _EXACT_INTEGER:
+      raise ValueError(
+        f'{what} holds an integer of size {furthest}, beyond 2**53, from where'
+        ' on float64 merges different ones; pass their ranks'
+      )
   scores = as_float(scores)
-  finite = np.isfinite(scores)
-  if not finite.all():
+  # NaN and infinity show in these two, without an array for the answer.
+  if scores.size and not np.isfinite([scores.min(), scores.max()]).all():
     raise ValueError(
-      f'{what} holds {np.count_nonzero(~finite)} values that are NaN or '
-      'infinite; every score must be finite'
+      f'{what} holds {np.count_nonzero(~np.isfinite(scores))} values that are '
+      'NaN or infinite; every score must be finite'
     )
   return scores
+
+
+def _unmasked(array: npt.ArrayLike, what: str) -> np.ndarray:
+  """Returns an array; ValueError if it is a masked one."""
+  if isinstance(array, np.ma.MaskedArray):
+    raise ValueError(
+      f'{what} is a masked array, whose mask would be ignored; leave the masked'
+      ' entries out, or pass .filled(value)'
+    )
+  return np.asarray(array)
 
 
 def check_map(anomaly_map: npt.ArrayLike, index: int) -> np.ndarray:
@@ -240,7 +261,7 @@ def check_mask(
     raise ValueError(
       f'the mask of image {index} is None; pass zeros for a good image'
     )
-  mask = np.asarray(mask)
+  mask = _unmasked(mask, f'the mask of image {index}')
   if mask.shape != tuple(shape):
     raise ValueError(
       f'image {index}: the map has shape {tuple(shape)} and the mask '
@@ -260,12 +281,15 @@ def check_mask(
 
 def check_labels(labels: npt.ArrayLike) -> np.ndarray:
   """Returns labels as (N,) uint8 in {0, 1}, or raises ValueError."""
-  labels = np.asarray(labels)
+  labels = _unmasked(labels, 'the array of labels')
   if labels.ndim != 1:
     raise ValueError(f'labels have shape {labels.shape}, expected (N,)')
-  if labels.size and not np.isin(labels, (0, 1)).all():
+  if labels.dtype == np.bool_:
+    return labels.view(np.uint8)
+  positive = labels == 1
+  if np.count_nonzero(positive) + np.count_nonzero(labels == 0) < labels.size:
     index = int(np.flatnonzero(~np.isin(labels, (0, 1)))[0])
     raise ValueError(
       f'the label of image {index} is {labels[index]}, expected 0 (good) or 1'
     )
-  return labels.astype(np.uint8)
+  return positive.view(np.uint8)

@@ -31,6 +31,7 @@ from PIL import features
 from PIL import Image
 
 from dmdd_jax import storage
+from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import store as store_lib
@@ -44,8 +45,6 @@ OUTLINE_SIDE = 512
 _THUMBNAIL = 256
 _FORMAT = 'webp' if features.check('webp') else 'jpeg'
 _CURVE_POINTS = 400
-# Values looked at for the ends of the colours.
-_RANGE_SAMPLE = 2**22
 
 
 def encode_image(image: np.ndarray) -> np.ndarray:
@@ -113,7 +112,8 @@ def read_scores(folder: str | os.PathLike) -> list[dict[str, Any]]:
   if not storage.path(path).exists():
     return []
   try:
-    text = storage.path(path).read_bytes().decode()
+    content = storage.path(path).read_bytes()
+    text = content.decode('utf-8', 'surrogateescape')
     return [
       {
         **row,
@@ -225,21 +225,31 @@ def _fill(
 ) -> None:
   """Writes the members: thumbnails, maps, and the rest in one document."""
   threshold = calibration.pixel_threshold
-  low, high = _color_range(store.maps, threshold)
+  low, high = overlays.color_range(store.maps, threshold)
   items = []
   for index, (name, record) in enumerate(zip(names, records, strict=True)):
     anomaly_map, mask = np.asarray(store.maps[index]), store.masks[index]
-    shades = np.clip((_shrink(anomaly_map) - low) / (high - low), 0.0, 1.0)
+    shades = np.clip(
+      (overlays.shrink_map(anomaly_map, _THUMBNAIL) - low) / (high - low),
+      0.0,
+      1.0,
+    )
     shades = encode_image(np.round(shades * 255).astype(np.uint8))
     suffix = f'{index:05d}.{_FORMAT}'
     archive.writestr(f'images/{suffix}', thumbnails[index].tobytes())
     archive.writestr(f'maps/{suffix}', shades.tobytes())
     item = {'file': name, 'prediction': None, 'truth': None, 'overlap': None}
     if math.isfinite(threshold):
-      item['prediction'] = outline(_shrink(anomaly_map), threshold)
+      item['prediction'] = outline(
+        overlays.shrink_map(anomaly_map, _THUMBNAIL), threshold
+      )
       item['overlap'] = _overlap(anomaly_map >= threshold, mask)
     if record.has_truth:
-      item['truth'] = outline(_shrink(mask), 0.5) if mask.any() else ''
+      item['truth'] = (
+        outline(overlays.shrink_map(mask, _THUMBNAIL), 0.5)
+        if mask.any()
+        else ''
+      )
     items.append(item)
   document = {
     'items': items,
@@ -248,18 +258,6 @@ def _fill(
     'mime': f'image/{_FORMAT}',
   }
   archive.writestr('report.json', json.dumps(document), zipfile.ZIP_DEFLATED)
-
-
-def _color_range(
-  maps: Sequence[np.ndarray], threshold: float
-) -> tuple[float, float]:
-  """The scale of `overlays.color_range`, from a bounded sample."""
-  if not len(maps):
-    return 0.0, 1.0
-  pixels = len(maps) * maps[0].size
-  stride = max(1, math.ceil(math.sqrt(pixels / _RANGE_SAMPLE)))
-  sample = [m[::stride, ::stride] for m in maps]
-  return overlays.color_range(sample, threshold)
 
 
 def _curves(
@@ -286,21 +284,9 @@ def _overlap(prediction: np.ndarray, mask: np.ndarray) -> float | None:
   return round(np.count_nonzero(prediction & (mask > 0)) / union, 4)
 
 
-def _shrink(values: np.ndarray) -> np.ndarray:
-  """(H, W) at most a thumbnail's size, by the highest value of each cell.
-
-  A mean would hide defects of a few pixels.
-  """
-  for axis, length in enumerate(values.shape):
-    if length > _THUMBNAIL:
-      starts = np.arange(_THUMBNAIL) * length // _THUMBNAIL
-      values = np.maximum.reduceat(values, starts, axis)
-  return values
-
-
 def _relative(paths: Sequence[str], root: str) -> list[str]:
   """Paths relative to the root, with slashes; others as they are."""
-  root = os.path.abspath(root) if root else ''
+  root = files.absolute(root) if root else ''
   if not root and paths:
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
   names = []

@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import importlib.resources
 import os
+from typing import Any
 
 from absl import logging
 import jinja2
@@ -35,15 +36,18 @@ def try_write(
   workdir: str | os.PathLike,
   folders: Sequence[str | os.PathLike],
   training: Sequence[str | os.PathLike] | None = None,
-) -> str | None:
-  """`write`, where a failure is logged: results are worth more than a page."""
-  try:
-    path = write(workdir, folders, training)
-  except Exception:
-    logging.exception('%s was not written', os.path.join(workdir, NAME))
-    return None
-  logging.info('report in %s', path)
-  return path
+) -> dict[str, str]:
+  """`write`, where a failure is logged: results are worth more than a page.
+
+  Returns:
+    {path: reason} of a page that could not be written, or {}.
+  """
+  failures: dict[str, str] = {}
+  path = os.path.join(workdir, NAME)
+  storage.attempt(failures, path, write, workdir, folders, training)
+  if not failures:
+    logging.info('report in %s', path)
+  return failures
 
 
 def write(
@@ -77,6 +81,14 @@ def write(
   return path
 
 
+def _finalize(value: Any) -> Any:
+  """A value of the page; of names that are not UTF-8, U+FFFD for each byte."""
+  if not isinstance(value, str) or value.isascii():
+    return value
+  text = value.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+  return type(value)(text)
+
+
 def _render(workdir: str, categories: Sequence[category_lib.Category]) -> str:
   """The page's text."""
   package = importlib.resources.files('dmdd_jax.report')
@@ -89,6 +101,7 @@ def _render(workdir: str, categories: Sequence[category_lib.Category]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    finalize=_finalize,
   )
   environment.policies['json.dumps_kwargs'] = {'separators': (',', ':')}
   environment.filters['percent'] = sections.percent

@@ -24,6 +24,7 @@ from scipy import special
 from scipy import stats
 
 from dmdd_jax import verdict as verdict_lib
+from dmdd_jax.metrics import intervals
 from dmdd_jax.scoring import predictor as predictor_lib
 from dmdd_jax.scoring import score as score_lib
 from dmdd_jax.training import steps
@@ -45,6 +46,10 @@ _TAIL_SHAPES = (0.0, 0.5)
 # The held-out scores' spread is wider than the training images' only if this
 # one-sided bound of it is: of few scores a deviation is mostly chance.
 _SPREAD_CONFIDENCE = 0.8
+# The `image_scale` of scores without a spread, which divides nothing.
+_NO_SPREAD = 1e-6
+# Scores that differ by less are equal but for rounding.
+_EQUAL = 1e-5
 # Scores as unlike as held-out and test scores would rarely be by chance.
 _ALIKE = 0.01
 
@@ -77,9 +82,12 @@ class Calibration:
   def scaled(self, score: float) -> float:
     """How far above the threshold a score is, in spreads of normal scores.
 
-    0 at the threshold, below it negative; NaN where nothing is calibrated.
-    Unlike scores, it compares from category to category.
+    0 at the threshold, below it negative; NaN where nothing is calibrated, and
+    where normal scores have no spread. Unlike scores, it compares from category
+    to category.
     """
+    if self.image_scale <= _NO_SPREAD:
+      return math.nan
     return (score - self.image_threshold) / self.image_scale
 
   def to_dict(self) -> dict[str, Any]:
@@ -154,11 +162,13 @@ def fit(
   else:
     image_threshold = pooled_threshold_at(scores, training, options.image_fpr)
   spread = float(np.max(scores) - np.median(scores))
+  if warning := _equal_scores(scores):
+    logging.warning('%s', warning)
   return Calibration(
     fusion=fusion,
     image_threshold=image_threshold,
     pixel_threshold=threshold_at(maps, options.pixel_fpr),
-    image_scale=max(spread, 1e-6),
+    image_scale=max(spread, _NO_SPREAD),
     images=len(scores),
     scores=tuple(float(score) for score in scores),
   )
@@ -289,15 +299,6 @@ def tail_quantile(scores: np.ndarray, rate: float) -> float:
   return float(start + scale / shape * ((rate / share) ** -shape - 1.0))
 
 
-def rate_interval(count: int, total: int) -> tuple[float, float]:
-  """The exact 95 % interval (Clopper and Pearson) of a rate, total >= 1."""
-  low = special.betaincinv(count, total - count + 1, 0.025) if count else 0.0
-  high = 1.0
-  if count < total:
-    high = special.betaincinv(count + 1, total - count, 0.975)
-  return float(low), float(high)
-
-
 def doubts(
   calibration: Calibration, good: np.ndarray, asked: float
 ) -> list[str]:
@@ -315,13 +316,15 @@ def doubts(
     return []
   warnings = []
   alarms = int(np.count_nonzero(good >= calibration.image_threshold))
-  low, high = rate_interval(alarms, len(good))
+  low, high = intervals.share(alarms, len(good))
   if not low <= asked <= high:
     warnings.append(
       f'{alarms} of {len(good)} good images are called defective, with 95 %'
       f' confidence {low:.1%} to {high:.1%} of all, where {asked:.1%} was asked'
     )
   held_out = np.asarray(calibration.scores, np.float64)
+  if warning := _equal_scores(held_out):
+    warnings.append(warning)
   if len(held_out) >= _MIN_FOR_INTERVAL and len(good) >= _MIN_FOR_INTERVAL:
     chance = stats.ks_2samp(held_out, good).pvalue
     if chance < _ALIKE:
@@ -334,6 +337,23 @@ def doubts(
   for warning in warnings:
     logging.warning('%s', warning)
   return warnings
+
+
+def _equal_scores(scores: np.ndarray) -> str | None:
+  """What to say of held-out scores (N,) that have no spread above them."""
+  if not len(scores):
+    return None
+  highest, middle = float(np.max(scores)), float(np.median(scores))
+  if highest - middle > _EQUAL * max(1.0, abs(highest)):
+    return None
+  which = 'the only held-out image has'
+  if len(scores) > 1:
+    which = f'at least half of the {len(scores)} held-out images have'
+  return (
+    f'{which} the highest score, {highest:.6g}: the threshold is right above'
+    ' it, good images of the test may be called defective, and `scaled` means'
+    ' nothing. Train on more and different good images'
+  )
 
 
 def _weights(

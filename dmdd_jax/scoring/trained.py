@@ -5,12 +5,14 @@ Synopsis:
   config, state, calibration, meta = trained.load_workdir('runs/mvtec/screw')
 """
 
+import math
 import os
 from typing import Any
 
 import ml_collections
 
 from dmdd_jax import storage
+from dmdd_jax import verdict as verdict_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import train_state
@@ -53,13 +55,38 @@ def load_workdir(
   manager = checkpoint.open_manager(directory)
 
   def read(step: int) -> Trained:
-    config, state, meta = checkpoint.restore_alone(manager, step)
-    return config, state, calibration_lib.from_dict(meta['calibration']), meta
+    try:
+      config, state, meta = checkpoint.restore_alone(manager, step)
+      calibration = calibration_lib.from_dict(meta['calibration'])
+      _check(calibration)
+    except checkpoint.CheckpointError:
+      raise
+    # Of the many places that read the document.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise checkpoint.DamagedError(
+        f'the metadata of checkpoint {directory}/{step} cannot be used'
+        f' ({type(error).__name__}: {error}); they are not what training wrote'
+      ) from error
+    return config, state, calibration, meta
 
   try:
     return checkpoint.read_newest(manager, read, step)
   finally:
     checkpoint.close(manager)
+
+
+def _check(calibration: calibration_lib.Calibration) -> None:
+  """Raises ValueError where a number of a calibration cannot be one."""
+  for name in ('image_threshold', 'pixel_threshold'):
+    verdict_lib.check_threshold(name, getattr(calibration, name))
+  for name, value in (
+    ('image_scale', calibration.image_scale),
+    *vars(calibration.fusion).items(),
+  ):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise ValueError(f'{name} is {value!r}, not a number')
+    if not math.isfinite(value):
+      raise ValueError(f'{name} is {value}, not finite')
 
 
 def trained_folders(workdir: str | os.PathLike) -> list[str]:

@@ -116,9 +116,9 @@ def _open_stablehlo(path: str) -> Model:
     scores, maps = model(padded)
     return scores[: len(images)], maps[: len(images)]
 
-  # Here, and not while the first requests hold the device's thread.
-  for rows in (1, _BATCH):
-    run(np.zeros((rows, model.image_size, model.image_size, 3), np.uint8))
+  # Here, and not while the first requests hold the device's thread; one image
+  # alone has been run by the loader.
+  run(np.zeros((_BATCH, model.image_size, model.image_size, 3), np.uint8))
   return _from_metadata(model.metadata, run, path)
 
 

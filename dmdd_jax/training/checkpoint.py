@@ -192,15 +192,16 @@ def read_newest(
   if step is not None:
     return read(_existing(manager, step))
   _existing(manager, None)
-  steps = sorted(manager.all_steps(), reverse=True)
+  steps, reasons = sorted(manager.all_steps(), reverse=True), []
   for candidate in steps:
     try:
       return read(candidate)
     except DamagedError as error:
       logging.warning('%s; trying the checkpoint before it', error)
+      reasons.append(str(error))
   raise CheckpointError(
     f'no checkpoint in {manager.directory} can be read: {steps} are damaged;'
-    ' use another --workdir to start again, or remove them'
+    f' use another --workdir to start again, or remove them. {reasons[0]}'
   )
 
 
@@ -330,7 +331,8 @@ def check_config(
   Raises:
     CheckpointError: naming every differing field and both values.
   """
-  old, new = _flatten(config_lib.upgrade(stored)), _flatten(config)
+  upgraded = config_lib.upgrade(stored)
+  old, new = (config_lib.as_json(c.to_dict()) for c in (upgraded, config))
   for field, (switch, is_on) in _SWITCHED_FIELDS.items():
     if not any(is_on(fields[switch]) for fields in (old, new)):
       del old[field], new[field]
@@ -369,11 +371,3 @@ def _abstract(leaf: Any) -> Any:
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return leaf
   return ocp.utils.to_shape_dtype_struct(leaf)
-
-
-def _flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """{'a.b': value}; tuples become lists, as JSON has them."""
-  return {
-    field: list(value) if isinstance(value, tuple) else value
-    for field, value in config_lib.flatten(config.to_dict()).items()
-  }
