@@ -36,8 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
   data = ml_collections.ConfigDict()
-  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'visa', 'btad', 'mpdd',
-  # 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own, configs/folder.py).
+  # Layout of the images: 'mvtec_ad', 'mvtec_loco', 'mvtec_ad_2', 'visa',
+  # 'btad', 'mpdd', 'kolektorsdd2', 'magnetic_tile', or 'folder' (your own,
+  # configs/folder.py).
   data.name = 'mvtec_ad'
   # Folder that holds one folder per category, or the unpacked set.
   # For 'folder': where relative paths of the next four fields start.
@@ -80,6 +81,12 @@ def _data() -> ml_collections.ConfigDict:
   # Least share of its side that a tile has in common with the next, 0 to 0.75.
   # With 0, maps have seams.
   data.tile_overlap = 0.25
+  # An image with more pixels than this is refused. It can only be raised: for
+  # line-scan images, for example.
+  data.max_pixels = 178_956_970
+  # The value of 16-bit greyscale files that is white, say 4095 for a camera of
+  # 12 bits. 0 is the full range, 65535.
+  data.white_level = 0
   # What to do with an image that cannot be read: 'error' or 'skip'.
   data.on_bad_image = 'error'
   # Share of train/good that is held out for calibration and never trained on,

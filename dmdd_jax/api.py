@@ -275,7 +275,8 @@ class Inspector(predict.Inspector):
 
     name = 'array'
     if not isinstance(image, np.ndarray):
-      name, image = os.path.basename(image), images_lib.read_image(image, None)
+      name = files.printable(os.path.basename(image))
+      image = images_lib.read_image(image, None, self.config.data.white_level)
     [result] = self([image])
     if image.ndim == 2:
       image = np.stack([image] * 3, axis=-1)

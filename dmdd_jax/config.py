@@ -19,6 +19,7 @@ import ml_collections
 
 from dmdd_jax.data import folder
 from dmdd_jax.data import foreground
+from dmdd_jax.data import images
 from dmdd_jax.data import layouts
 from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
@@ -141,6 +142,8 @@ RULES: Mapping[str, Rule] = {
   'data.image_size': _integer(32),
   'data.tile_size': _integer(0),
   'data.tile_overlap': _number(f'[0, {tiles.MAX_OVERLAP}]'),
+  'data.max_pixels': _integer(images.MAX_PIXELS),
+  'data.white_level': _integer(0, 65535),
   'data.on_bad_image': _choice(*ON_BAD_IMAGE),
   'data.holdout_fraction': _number('[0, 0.5]'),
   'data.holdout_min': _integer(0),
@@ -323,6 +326,8 @@ _ABSENT: Mapping[str, Any] = {
   'data.test_seed': 0,
   'data.tile_size': 0,
   'data.tile_overlap': 0.0,
+  'data.max_pixels': images.MAX_PIXELS,
+  'data.white_level': 0,
   'synthesis.lighting': 0.0,
   'synthesis.foreground': 'off',
   'synthesis.texture_augment': False,
@@ -365,7 +370,9 @@ def upgrade(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
     weights = [fields.get(f'loss.{name}_weight') for name in ('ngm', 'aim')]
     absent['head.untrained_maps'] = 'loss.focus' in absent and 0 in weights
   config = ml_collections.ConfigDict(stored)
-  config.get('eval', {}).pop('bootstrap', None)
+  # Its resamples; intervals are now on or off.
+  if 'bootstrap' in config.get('eval', {}):
+    del config.eval.bootstrap
   for field, value in absent.items():
     *path, name = field.split('.')
     part = config
@@ -385,6 +392,8 @@ _PLACES = (
   'data.masks',
   'data.test_normal',
 )
+# What of it says whether a file is refused, and not what is in it.
+_READING = ('data.on_bad_image', 'data.max_pixels')
 
 
 def for_evaluation(
@@ -394,8 +403,8 @@ def for_evaluation(
 ) -> ml_collections.ConfigDict:
   """The config of a checkpoint, with what an evaluation may change of it.
 
-  These are the paths of `data`, `data.on_bad_image` and `eval`. Any other field
-  can be in `changes` if it has the checkpoint's value.
+  These are the paths of `data`, how its files are read, and `eval`. Any other
+  field can be in `changes` if it has the checkpoint's value.
 
   Args:
     stored: the checkpoint's config, upgraded.
@@ -423,7 +432,7 @@ def for_evaluation(
       if not field.startswith(row):
         continue
       field = field.removeprefix(row)
-    if field in (*places, 'data.on_bad_image') or field.startswith('eval.'):
+    if field in (*places, *_READING) or field.startswith('eval.'):
       wanted[field] = value
     elif field == 'data.category':
       if category not in [name.strip() for name in value.split(',')]:
@@ -435,7 +444,7 @@ def for_evaluation(
     raise ValueError(
       f'evaluating the checkpoint of {category!r}, these settings have no'
       f' effect:\n  {chr(10).join(useless)}\nLeave them out. An evaluation can'
-      f' change {", ".join(places)}, data.on_bad_image and eval.'
+      f' change {", ".join((*places, *_READING))} and eval.'
     )
   config = ml_collections.ConfigDict(stored.to_dict())
   for field, value in wanted.items():

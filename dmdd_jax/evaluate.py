@@ -14,18 +14,16 @@ import math
 import os
 from typing import Any
 
-from absl import logging
 import ml_collections
 import numpy as np
 
 from dmdd_jax import storage
-from dmdd_jax.data import files
+from dmdd_jax import truth as truth_lib
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
 from dmdd_jax.metrics import intervals
-from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results as results_lib
 from dmdd_jax.metrics import store as store_lib
 from dmdd_jax.scoring import calibration as calibration_lib
@@ -129,61 +127,11 @@ def evaluate(
       config, calibration, records, metrics, scores, stores, thumbnails
     )
     if config.data.name == loco.NAME:
-      _add_spro(metrics, config.data, records, evaluation.store.maps)
+      truth_lib.add_spro(
+        metrics, config.data, records, evaluation.store.maps, _SPRO_LIMITS
+      )
     stack.pop_all()
   return evaluation
-
-
-def _add_spro(
-  metrics: dict[str, Any],
-  data: ml_collections.ConfigDict,
-  records: Sequence[records_lib.Record],
-  maps: Sequence[np.ndarray],
-) -> None:
-  """Adds MVTec LOCO's sPRO: of both kinds of anomalies, and their mean.
-
-  NaN, with the reason under `undefined`, without what it needs.
-  """
-  reason = 'no such anomalies in the test'
-  spro = dict.fromkeys(_SPRO_LIMITS, math.nan)
-  try:
-    if why := _unknown_truth(records):
-      raise files.MissingDataError(why)
-    kinds = loco.read_config(data.root, data.category)
-    parts = {
-      defect.removesuffix('_anomalies'): _spro(defect, kinds, records, maps)
-      for defect in loco.DEFECTS
-    }
-    for index, name in enumerate(_SPRO_LIMITS):
-      values = {f'{name}_{kind}': part[index] for kind, part in parts.items()}
-      spro |= {name: float(np.mean(list(values.values()))), **values}
-  except (files.MissingDataError, files.DatasetError) as error:
-    logging.warning('sPRO is null: %s', error)
-    reason = str(error)
-  undefined = {k: reason for k, value in spro.items() if math.isnan(value)}
-  metrics.update(spro)
-  if undefined:
-    metrics['undefined'] = metrics.get('undefined', {}) | undefined
-
-
-def _spro(
-  defect: str,
-  kinds: Mapping[int, Mapping[str, Any]],
-  records: Sequence[records_lib.Record],
-  maps: Sequence[np.ndarray],
-) -> list[float]:
-  """sPRO of one kind of anomalies and the good images, at the masks' sizes.
-
-  As MVTec LOCO's evaluation code has it; saturation areas count pixels there.
-  """
-  regions = []
-  with results_lib.MapStore() as native:
-    for record, anomaly_map in zip(records, maps, strict=True):
-      if record.defect in (defect, records_lib.GOOD):
-        mask = images_lib.native_mask(record)
-        native.append(map_files.resize_map(anomaly_map, mask.shape), mask)
-        regions.append(loco.read_regions(record, kinds))
-    return region.spro(native.maps, regions, tuple(_SPRO_LIMITS.values()))
 
 
 def write_maps(
@@ -212,7 +160,7 @@ def _measure(
 ) -> dict[str, Any]:
   """The metrics of `evaluate` from the scores and maps of both kinds."""
   labels = np.array([record.label for record in records], int)
-  unknown = _unknown_truth(records)
+  unknown = truth_lib.unknown(records)
   by_resolution = {}
   for (resolution, kind), store in stores.items():
     metrics = results_lib.compute(
@@ -223,7 +171,7 @@ def _measure(
       intervals=config.eval.intervals,
     )
     if unknown:
-      _explain(metrics, 'no masks', unknown)
+      truth_lib.explain(metrics, 'no masks', unknown)
     by_resolution.setdefault(resolution, {})[kind] = metrics
   by_resolution = {
     resolution: {**kinds['map'], 'maps_mean': kinds['maps_mean']}
@@ -245,25 +193,6 @@ def _measure(
     config.calibration.image_fpr,
   )
   return metrics
-
-
-def _unknown_truth(records: Sequence[records_lib.Record]) -> str | None:
-  """Why there are no pixel metrics; None where every image has its truth."""
-  missing = sum(not record.has_truth for record in records)
-  if not missing:
-    return None
-  defective = sum(record.label for record in records)
-  reason = f'{missing} of {defective} defective images have no mask'
-  logging.warning('pixel metrics are null: %s', reason)
-  return reason
-
-
-def _explain(metrics: dict[str, Any], reason: str, better: str) -> None:
-  """Puts a better reason for undefined metrics in the place of another."""
-  reasons = metrics['undefined']
-  metrics['undefined'] = {
-    name: better if why == reason else why for name, why in reasons.items()
-  }
 
 
 def _collect(
@@ -377,11 +306,12 @@ def training_images(
     image is used: with tiles, or `calibration.training_images` 0.
   """
   data = config.data
-  good = images_lib.validate(dataset.train, data.on_bad_image)
+  options = {'white_level': data.white_level}
+  good = images_lib.validate(dataset.train, data.on_bad_image, **options)
   train, held_out = records_lib.hold_out(good, data, config.seed)
   if data.tile_size or not config.calibration.training_images:
     train = ()
   return tuple(
-    images_lib.load_arrays(part, data.image_size)[0]
+    images_lib.load_arrays(part, data.image_size, **options)[0]
     for part in (train, held_out)
   )

@@ -60,14 +60,18 @@ def main(argv: list[str]) -> None:
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
   changes = {}
   if config is not None:
-    changes = config_flags.get_override_values(FLAGS['config'])
+    changes = dict(config_flags.get_override_values(FLAGS['config']))
   place = set_up_devices(config)
   if FLAGS.mode == 'predict':
+    pixels = changes.pop('data.max_pixels', 0)
     if changes:
       raise ValueError(
         f'--config.{next(iter(changes))} has no effect: --mode predict reads'
-        " the checkpoint's own configuration"
+        " the checkpoint's own configuration, but for config.data.max_pixels"
       )
+    from dmdd_jax.data import images
+
+    images.allow_pixels(pixels)
     predict(workdir)
     return
   from dmdd_jax import run as run_lib

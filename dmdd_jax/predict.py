@@ -42,7 +42,7 @@ from dmdd_jax.training import train_state
 MAP_FORMATS = ('tiff', 'npy', 'none')
 # Threads that decode, threads that write, and images that wait to be written.
 # Each holds an image or a map at its own size, so they bound the memory.
-_READERS, _WRITERS, _WAITING = 8, 2, 8
+_READERS, _WRITERS, _WAITING = 8, 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,8 @@ class Inspector:
   ) -> tuple[np.ndarray, tuple[int, int]]:
     """The image at the model's size, and its own (height, width)."""
     if not isinstance(image, np.ndarray):
-      image = images_lib.read_image(image, None)
+      white_level = self.config.data.white_level
+      image = images_lib.read_image(image, None, white_level)
     elif image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
       raise files.BadImageError(
         f'an image array must be uint8 (H, W, 3) or (H, W), is {image.dtype}'
@@ -361,7 +362,8 @@ def _read(inspector: Inspector, path: str, shows: bool) -> _Item | Exception:
   """Reads and shrinks an image; its error is returned."""
   try:
     identity = predictions.identity(path)
-    image = images_lib.read_image(path, None)
+    white_level = inspector.config.data.white_level
+    image = images_lib.read_image(path, None, white_level)
   except (files.BadImageError, OSError) as error:
     return error
   return _Item(
@@ -397,6 +399,8 @@ def _inspect_files(
       read = [item for item in items if isinstance(item, _Item)]
       results = iter(inspector.inspect([item.image for item in read]))
       for path, item in zip(names, items, strict=True):
+        if preemption.received():
+          break
         if isinstance(item, Exception):
           logging.error('skipped: %s', item)
           row = {'file': path, 'error': str(item)}

@@ -369,13 +369,18 @@ def evaluate_workdir(
   if given is not None:
     given = for_category(given, stored.data.category)
   config = config_lib.for_evaluation(stored, changes or {}, given)
+  images_lib.allow_pixels(config.data.max_pixels)
   if recalibrate:
     _check_same_split(stored.data, config.data)
   if records is None or recalibrate:
     dataset = layouts.list_dataset(config.data)
   if records is None:
     records = dataset.test
-  records = images_lib.validate(records, config.data.on_bad_image)
+  records = images_lib.validate(
+    records,
+    config.data.on_bad_image,
+    white_level=config.data.white_level,
+  )
   predictor = predictor_lib.Predictor(config)
   if recalibrate:
     training, held_out = evaluate.training_images(config, dataset)
@@ -504,6 +509,7 @@ def _write_pictures(
     scores['map'],
     calibration,
     per_group=config.eval.pictures,
+    white_level=config.data.white_level,
   )
   storage.attempt(
     failures,

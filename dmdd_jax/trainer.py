@@ -90,11 +90,13 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     MissingDataError, DatasetError, BadImageError: see `data.files`.
   """
   data = config.data
+  images_lib.allow_pixels(data.max_pixels)
+  options = {'white_level': data.white_level}
   dataset = layouts.list_dataset(data)
-  good = images_lib.validate(dataset.train, data.on_bad_image)
+  good = images_lib.validate(dataset.train, data.on_bad_image, **options)
   # Faults of test images must show now, not after an hour of training.
   if dataset.test:
-    test = images_lib.validate(dataset.test, data.on_bad_image)
+    test = images_lib.validate(dataset.test, data.on_bad_image, **options)
     dataset = dataclasses.replace(dataset, test=test)
   train, held_out = records_lib.hold_out(good, data, config.seed)
   textures = textures_lib.load(
@@ -103,8 +105,8 @@ def load_data(config: ml_collections.ConfigDict) -> TrainData:
     limit=data.max_textures,
     seed=config.seed,
   )
-  images, _ = images_lib.load_arrays(train, data.image_size)
-  held, _ = images_lib.load_arrays(held_out, data.image_size)
+  images, _ = images_lib.load_arrays(train, data.image_size, **options)
+  held, _ = images_lib.load_arrays(held_out, data.image_size, **options)
   _warn_of_repeats((*train, *held_out), (*images, *held))
   logging.info(
     '%s: %d images to train on, %d held out, %d to test',
@@ -152,7 +154,12 @@ def _foreground(
   kind = config.synthesis.foreground
   if kind == 'off':
     return None
-  masks = foreground_lib.load(records, config.data.image_size, kind)
+  masks = foreground_lib.load(
+    records,
+    config.data.image_size,
+    kind,
+    white_level=config.data.white_level,
+  )
   return tiles.split(config.data, masks)
 
 

@@ -67,6 +67,21 @@ def _loco(root):
   return 'pushpins', (3, 1, 2), {'logical_anomalies', 'structural_anomalies'}
 
 
+def _mvtec_ad_2(root):
+  for i in range(3):
+    save(root / f'can/train/good/{i:03d}_regular.png', picture(seed=i))
+  save(root / 'can/validation/good/000_regular.png', picture(seed=5))
+  public = root / 'can/test_public'
+  save(public / 'good/000_regular.png', picture(seed=6))
+  save(public / 'bad/000_regular.png', picture(seed=7))
+  save(public / 'bad/000_underexposed.png', picture(seed=8))
+  for name in ('000_regular', '000_underexposed'):
+    save(public / f'ground_truth/bad/{name}_mask.png', mask())
+  save(root / 'can/test_private/000_regular.png', picture(seed=9))
+  save(root / 'can/test_private_mixed/000_mixed.png', picture(seed=9))
+  return 'can', (3, 1, 2), {'bad'}
+
+
 def _visa(root):
   rows = ['object,split,label,image,mask']
   for i, split in enumerate(('train', 'train', 'test')):
@@ -125,6 +140,7 @@ def _tiles(root):
 # defective) and the names of its defects.
 SETS = {
   'mvtec_loco': _loco,
+  'mvtec_ad_2': _mvtec_ad_2,
   'visa': _visa,
   'btad': _btad,
   'mpdd': _mpdd,

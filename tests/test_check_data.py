@@ -10,6 +10,7 @@ import pytest
 import synthesis_helpers
 
 from dmdd_jax.data import check
+from dmdd_jax.data import layouts
 
 DATA = os.environ.get('DMDD_TEST_DATA')
 needs_data = pytest.mark.skipif(
@@ -230,3 +231,46 @@ def test_the_real_categories_are_faultless(category):
   report = check.check_category(os.path.join(DATA, 'mvtec'), category)
   assert report.faults == ()
   assert report.sizes == {(256, 256): sum(report.counts.values())}
+
+
+def _ellipse(side=64):
+  """A mask with a soft edge."""
+  y, x = np.mgrid[:side, :side] - side / 2
+  return np.clip((20 - np.hypot(x, y)) * 32 + 128, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize('kind', ['soft edges', 'inverted'])
+def test_a_doubtful_mask_is_a_fault(nut, kind):
+  soft = _ellipse()
+  mask = soft if kind == 'soft edges' else 255 * (soft < 128)
+  _save(nut / 'test/dent/9.png', 9, (64, 64))
+  path = nut / 'ground_truth/dent/9_mask.png'
+  Image.fromarray(mask.astype(np.uint8)).save(path)
+  (fault,) = _check(nut).faults
+  assert kind in fault and str(path) in fault
+
+
+def test_masks_of_good_images_are_faults_where_they_show_a_defect(
+  nut, warnings
+):
+  _save(nut / 'test/good/8.png', 8)
+  _save(nut / 'test/good/9.png', 9)
+  truth = nut / 'ground_truth/good'
+  truth.mkdir()
+  _save_mask(truth / '8_mask.png', 0)
+  assert not _check(nut).faults
+  layouts.list_mvtec(nut.parent, nut.name)
+  assert not [text for text in warnings if 'good images' in text]
+  _save_mask(truth / '9_mask.png', 20)
+  (fault,) = _check(nut).faults
+  assert '9_mask.png' in fault and 'good image has 20 defect' in fault
+  layouts.list_mvtec(nut.parent, nut.name)
+  assert any('Masks of good images' in text for text in warnings)
+
+
+def test_16_bit_images_of_12_bits_are_said(nut):
+  values = np.random.default_rng(0).integers(0, 4000, (12, 16), np.uint16)
+  Image.fromarray(values).save(nut / 'train/good/deep.png')
+  report = _check(nut)
+  assert 'data.white_level=4095' in check.format_report(report)
+  assert not report.faults

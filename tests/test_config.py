@@ -43,6 +43,8 @@ IMPOSSIBLE = {
   'data.image_size': (31, 0, -32, 100, 256.0, NAN, None),
   'data.tile_size': (-32, 16, 48, 288, 32.0, NAN, None),
   'data.tile_overlap': (0.76, *NO_SHARE),
+  'data.max_pixels': (178_956_969, *NO_COUNT),
+  'data.white_level': (65536, *NO_COUNT_OR_ZERO),
   'data.on_bad_image': ('ignore', *NO_CHOICE),
   'data.holdout_fraction': (0.51, *NO_SHARE),
   'data.holdout_min': NO_COUNT_OR_ZERO,

@@ -145,7 +145,7 @@ def test_native_resolution_uses_each_masks_own_size(records, tmp_path):
   # The square's edges fall between pixels of the map: still ranked rightly.
   assert metrics['pixel_auroc'] == metrics['model']['pixel_auroc'] == 1.0
   stem = map_files.map_paths(tmp_path / 'maps', 'toy', records)[-1]
-  native = map_files.read_map(map_files.find_map(stem))
+  native = map_files.read_map(f'{stem}.tiff')
   assert native.shape == (2 * SIZE, 2 * SIZE)
   # Half way up the blurred edge the map has the mask's area.
   assert np.count_nonzero(native > 0.5) == pytest.approx(16 * 24, rel=0.05)
@@ -157,7 +157,7 @@ def test_maps_are_written_as_they_were_scored(records, tmp_path):
     evaluate.write_maps(tmp_path / 'maps', evaluation)
   stems = map_files.map_paths(tmp_path / 'maps', 'toy', records)
   for stem, record in zip(stems, records):
-    found = map_files.read_map(map_files.find_map(stem))
+    found = map_files.read_map(f'{stem}.tiff')
     image = images_lib.read_image(record.image, SIZE)
     np.testing.assert_array_equal(
       found, image[..., 0].astype(np.float32) / 255.0

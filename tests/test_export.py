@@ -299,6 +299,7 @@ def test_both_files_can_be_served(stablehlo, onnx_file, monkeypatch):
     '__call__',
     lambda self, images: seen.append(images) or call(self, images),
   )
+  assert (onnx_file[0].parent / 'dmdd_onnx.py').exists()
   for path in (stablehlo[0], onnx_file[0]):
     model = serve_models.open_model(path)
     if path == stablehlo[0]:  # Compiled before the first request.

@@ -357,3 +357,115 @@ def test_load_arrays(root):
   _text(root / 'nut/test/dent/000.PNG')
   with pytest.raises(files.BadImageError, match='000.PNG'):
     images_lib.load_arrays(test, 8)
+
+
+def test_an_image_of_too_many_pixels_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.setattr(images_lib, '_allowed', 100)
+  path = layout_helpers.save(tmp_path / 'line.png', layout_helpers.picture())
+  with pytest.raises(images_lib.ImageTooLargeError) as caught:
+    images_lib.read_image(path, None)
+  for text in (str(path), '16 x 12', 'data.max_pixels', 'data.tile_size'):
+    assert text in str(caught.value)
+  images_lib.allow_pixels(16 * 12)
+  images_lib.allow_pixels(1)  # It never allows fewer.
+  assert images_lib.read_image(path, None).shape == (12, 16, 3)
+
+
+def test_more_pixels_than_pillow_reads_by_itself(tmp_path, monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 50)
+  monkeypatch.setattr(images_lib, '_allowed', 100)
+  path = layout_helpers.save(tmp_path / 'line.png', layout_helpers.picture())
+  with pytest.raises(images_lib.ImageTooLargeError, match=r'data\.max_pixels'):
+    images_lib.read_image(path, None)
+  images_lib.allow_pixels(200)
+  assert images_lib.read_image(path, None).shape == (12, 16, 3)
+  content = path.read_bytes()
+  assert images_lib.decode_image(content, 192).shape == (12, 16, 3)
+  with pytest.raises(images_lib.ImageTooLargeError) as caught:
+    images_lib.decode_image(content, 191)
+  assert 'config.data' not in str(caught.value)  # A server's client has none.
+
+
+def _signed(path, values):
+  """A TIFF of signed 16-bit pixels, which Pillow does not write."""
+  image = Image.fromarray(np.asarray(values, np.int16).view(np.uint16))
+  image.save(path, tiffinfo={339: 2})
+  return path
+
+
+def test_signed_16_bit_tiff(tmp_path):
+  path = _signed(tmp_path / 'a.tif', [[0, 1000, 16384, 32767]])
+  image = images_lib.read_image(path, None)
+  np.testing.assert_array_equal(image[0, :, 0], [0, 8, 128, 255])
+  path = _signed(tmp_path / 'b.tif', [[0, -5]])
+  with pytest.raises(files.BadImageError) as caught:
+    images_lib.read_image(path, None)
+  assert 'signed 16-bit' in str(caught.value) and '-5' in str(caught.value)
+  assert '32' not in str(caught.value).rpartition('/')[2]
+
+
+def test_a_white_level_scales_16_bits_alone(tmp_path):
+  values = np.array([[0, 2048, 4095, 5000]], np.uint16)
+  path = layout_helpers.save(tmp_path / 'a.png', values)
+  image = images_lib.read_image(path, None, 4095)
+  np.testing.assert_array_equal(image[0, :, 0], [0, 128, 255, 255])
+  loaded, _ = images_lib.load_arrays(
+    [records.Record(str(path), None, 0, 'good')], 1, white_level=4095
+  )
+  assert loaded.max() > 100
+  colour = layout_helpers.save(tmp_path / 'b.png', layout_helpers.picture())
+  np.testing.assert_array_equal(
+    images_lib.read_image(colour, None, 4095),
+    images_lib.read_image(colour, None),
+  )
+
+
+@pytest.mark.parametrize('highest, level', [(900, 1023), (3900, 4095)])
+def test_narrow_16_bit_images_are_warned_of(tmp_path, warnings, highest, level):
+  found = []
+  for i in range(3):
+    values = np.full((4, 4), highest - i, np.uint16)
+    path = layout_helpers.save(tmp_path / f'{i}.png', values)
+    found.append(records.Record(str(path), None, 0, 'good'))
+  images_lib.validate(found)
+  assert len(warnings) == 1
+  assert f'--config.data.white_level={level}' in warnings[0]
+  images_lib.validate(found, white_level=level)
+  assert len(warnings) == 1
+  images_lib.validate(found, white_level=100)
+  assert f'the highest {highest}' in warnings[1]
+
+
+def test_wide_16_bit_images_are_not(tmp_path, warnings):
+  values = np.array([[0, 40000]], np.uint16)
+  path = layout_helpers.save(tmp_path / 'a.png', values)
+  images_lib.validate([records.Record(str(path), None, 0, 'good')])
+  assert not warnings
+
+
+def _soft_mask(side=64):
+  """A disc with an edge of some pixels."""
+  y, x = np.mgrid[:side, :side] - side / 2
+  return np.clip((20 - np.hypot(x, y)) * 32 + 128, 0, 255).astype(np.uint8)
+
+
+def test_doubtful_masks_are_warned_of_and_kept(tmp_path, warnings):
+  image = layout_helpers.save(
+    tmp_path / 'a.png', layout_helpers.picture(64, 64)
+  )
+  soft, hard = _soft_mask(), 255 * (_soft_mask() > 127)
+  inverted = 255 - hard
+  kinds = np.zeros((64, 64), np.uint8)
+  kinds[8:16] = np.arange(64) // 8  # Numbers of kinds, as VisA has.
+  for name, mask, text in (
+    ('soft', soft, f'{np.count_nonzero(soft)} pixels'),
+    ('inverted', inverted, 'may be inverted'),
+    ('hard', hard, None),
+    ('kinds', kinds, None),
+  ):
+    path = layout_helpers.save(tmp_path / f'{name}.png', mask.astype(np.uint8))
+    record = records.Record(str(image), str(path), 1, 'scratch')
+    warnings.clear()
+    assert images_lib.validate([record]) == (record,)
+    assert len(warnings) == (text is not None), name
+    assert text is None or (text in warnings[0] and str(path) in warnings[0])

@@ -12,6 +12,7 @@ import pytest
 from configs import folder as folder_config
 from dmdd_jax import run as run_lib
 from dmdd_jax import trainer as trainer_lib
+from dmdd_jax.data import check
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -570,3 +571,23 @@ def test_real_counts(category, counts, warnings):
   assert images_lib.validate(dataset.test) == dataset.test
   _, masks = images_lib.load_arrays(dataset.test, 64)
   assert masks.max(axis=(1, 2, 3)).tolist() == labels
+
+
+@pytest.mark.parametrize('end', ['_gt', '_GT', '_label', '_seg'])
+def test_masks_with_other_common_names(root, mvtec, end):
+  for name in ('000', '001'):
+    old = mvtec / f'nut/ground_truth/scratch/{name}_mask.png'
+    old.rename(old.with_name(f'{name}{end}.png'))
+  masks = [
+    record.mask
+    for record in layouts.list_mvtec(mvtec, 'nut').test
+    if record.defect == 'scratch'
+  ]
+  assert [os.path.basename(m) for m in masks] == [
+    f'000{end}.png',
+    f'001{end}.png',
+  ]
+  assert not check.check_category(mvtec, 'nut').faults
+  (root / 'truth/b.png').rename(root / f'truth/b{end}.png')
+  data = _data(root, defect='bad', masks='truth')
+  assert all(r.mask for r in layouts.list_dataset(data).test if r.label)

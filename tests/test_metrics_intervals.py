@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special
 from scipy import stats
 
 from dmdd_jax.metrics import intervals
@@ -42,7 +43,7 @@ def test_the_ends_of_newcombes_method_5_lie_where_its_score_is_1_96(
 
 def test_the_jackknife_of_a_mean_is_students_t():
   """On the logit scale, by the delta method; equal squares: no heavy tail."""
-  values = np.tile([0.2, 0.4], 8)
+  values = np.tile([0.0, 0.6], 8)
   left_out = (values.sum() - values) / 15
   low, high = intervals.jackknife(0.3, left_out, np.ones(16, int))
   error = values.std(ddof=1) / 4 / (0.3 * 0.7)
@@ -51,17 +52,27 @@ def test_the_jackknife_of_a_mean_is_students_t():
 
 
 def test_a_variance_that_is_one_images_alone_widens_the_interval():
-  rng = np.random.default_rng(0)
-  even = rng.normal(size=40)
+  even = np.tile([1.0, -1.0], 20)
   one = np.where(np.arange(40) == 3, 10.0, 0.01 * even)
   widths = []
   for values in (even, one):
     values = (values - values.mean()) / values.std()
-    left_out = 0.5 + 0.001 * values
-    low, high = intervals.jackknife(0.5, left_out, np.ones(40, int))
-    widths.append(high - low)
+    left_out = 0.5 + 0.01 * values
+    ends = intervals.jackknife(0.5, left_out, np.ones(40, int))
+    widths.append(np.diff(special.logit(ends))[0])
   ratio = stats.t.ppf(0.975, 3) / stats.t.ppf(0.975, 39)
   assert widths[1] / widths[0] == pytest.approx(ratio, rel=0.01)
+
+
+def test_a_variance_is_at_least_that_with_one_more_defective_image():
+  labels = np.repeat([0, 1], 20)
+  values = np.tile([0.0899, 0.0901], 20) + 0.9
+  low, high = intervals.jackknife(0.99, values, labels)
+  share = 0.99 * 0.01
+  variance = 0.15 * share / (20 * 21)
+  half = stats.t.ppf(0.975, 19) * math.sqrt(variance) / share
+  expected = 1 / (1 + np.exp(-math.log(99) - half * np.array([-1, 1])))
+  np.testing.assert_allclose((low, high), expected, rtol=1e-3)
 
 
 def test_where_there_is_no_interval_there_is_a_reason():

@@ -353,7 +353,7 @@ def test_a_signal_ends_it_with_a_whole_table(signum, inspect, tmp_path):
   assert caught.value.code == preemption.STATUS
   rows = _rows(tmp_path)
   # What was inspected by then, and no more than what waited to be written.
-  assert 2 <= len(rows) <= 2 + predict._WAITING + 2 * 3
+  assert 2 <= len(rows) <= 2 + predict._WAITING + 1
   assert len(os.listdir(tmp_path / 'out/maps')) == len(rows)
   assert handlers == [
     signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)

@@ -54,3 +54,10 @@ def test_holdout_refuses_bad_numbers():
       records.split_holdout(_fake(4), fraction, 0, 0)
   with pytest.raises(ValueError, match='minimum'):
     records.split_holdout(_fake(4), 0.1, -1, 0)
+
+
+def test_the_names_of_a_mask_in_their_order():
+  names = records.mask_names('7')
+  assert names[0] == '7_mask' and names.index('7') < names.index('7_gt')
+  assert {'7_MASK', '7_GT', '7_label', '7_segmentation'} <= set(names)
+  assert len(names) == len(set(names))

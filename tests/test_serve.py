@@ -329,7 +329,7 @@ def _ask(address):
 
   client = threading.Thread(target=ask)
   client.start()
-  while httpx.get(f'{address}/healthz', timeout=60).json()['waiting'] == 0:
+  while _metric(address, 'dmdd_batch_images_count') == 0:  # The model runs.
     time.sleep(0.05)
   return answers, client
 

@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   from dmdd_jax.data import check
+  from dmdd_jax.data import images
 
+  images.allow_pixels(_CONFIG.value.data.max_pixels)
   report = check.check_category(_ROOT.value, _CATEGORY.value)
   print(check.format_report(report))
   if _SHEET.value:

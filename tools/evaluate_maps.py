@@ -1,9 +1,16 @@
-"""Evaluates anomaly maps of any software against MVTec-style ground truth.
+"""Evaluates anomaly maps, or image scores, that any software wrote.
 
   python tools/evaluate_maps.py --maps DIR --data DIR --output DIR
 
-DIR/CATEGORY/test/DEFECT/ID.tiff (or .npy), float32, one for every test image.
-Writes results.json, results.csv and results.md.
+DIR holds a map for every test image, .tiff or .npy of any floating point, at
+the place that the image has in the data set (CATEGORY/test/DEFECT/ID.tiff). It
+may be what is sent to MVTec's server (anomaly_images/CATEGORY/...). Image
+scores are the mean of a map's 100 highest pixels, or come from a CSV:
+
+  python tools/evaluate_maps.py --scores scores.csv --data DIR --output DIR
+
+Writes results.json, results.csv, results.md, images.csv with a row for each
+image and defects.csv with a row for each defect.
 """
 
 from absl import app
@@ -12,28 +19,63 @@ from absl import flags
 from dmdd_jax import cli
 from dmdd_jax import evaluate_maps
 from dmdd_jax import storage
-from dmdd_jax.metrics import results
+from dmdd_jax.data import layouts
 
-_MAPS = cli.define_path('maps', None, 'Folder of maps.', required=True)
-_DATA = cli.define_path('data', None, 'Folder of the data.', required=True)
-_OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
-_CATEGORIES = flags.DEFINE_list('categories', [], 'All with maps if empty.')
-_TOP = flags.DEFINE_integer(
-  'score_top_pixels', 100, 'Image score: mean of so many highest pixels.'
+_MAPS = flags.DEFINE_string('maps', '', 'Folder of maps; without, --scores.')
+_DATA = flags.DEFINE_string('data', None, 'Folder of the data.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
+_LAYOUT = flags.DEFINE_enum(
+  'layout', layouts.MVTEC_AD, layouts.NAMES, 'Of --data; train/ is not needed.'
 )
+_CATEGORIES = flags.DEFINE_list(
+  'categories', [], 'All with maps, or with scores, if empty.'
+)
+_SCORES = flags.DEFINE_string(
+  'scores', '', 'CSV with the columns file and score: image scores.'
+)
+_SCORE = flags.DEFINE_string(
+  'score',
+  '',
+  'Image score: max, topN (mean of the N highest pixels) or csv. By default csv'
+  ' with --scores and top100 without.',
+)
+_RESIZE = flags.DEFINE_bool(
+  'resize', False, "Resize maps of another size than their image's (bilinear)."
+)
+_LIMITS = flags.DEFINE_list(
+  'pro_limits',
+  ['0.3', '0.05'],
+  'False-positive rates up to which AU-PRO is taken.',
+)
+_ROWS = flags.DEFINE_bool(
+  'rows', True, 'Measure each image and defect; doubles the time.'
+)
+_FOLDER = {
+  name: flags.DEFINE_string(name, '', f'--layout folder: {text} below --data.')
+  for name, text in {
+    'test_normal': 'normal images',
+    'defect': 'defective images',
+    'masks': 'their masks',
+  }.items()
+}
 
 
 def main(argv: list[str]) -> None:
   """Evaluates and prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  rows = evaluate_maps.evaluate_maps(
+  folder = {name: flag.value for name, flag in _FOLDER.items()}
+  evaluated = evaluate_maps.evaluate_maps(
     _MAPS.value,
-    _DATA.value,
+    {'name': _LAYOUT.value, 'root': _DATA.value, **folder},
     _CATEGORIES.value,
-    score_top_pixels=_TOP.value,
+    scores_file=_SCORES.value,
+    score=_SCORE.value,
+    resize=_RESIZE.value,
+    pro_limits=[float(limit) for limit in _LIMITS.value],
+    rows=_ROWS.value,
   )
-  tables = results.format_tables(rows)
+  tables = evaluate_maps.tables(evaluated)
   storage.write_texts(_OUTPUT.value, tables)
   print(tables['results.md'])
 

@@ -23,6 +23,7 @@ def eval_batches(
   size: int,
   batch_size: int,
   shard: tuple[int, int] = (0, 1),
+  white_level: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the records in order, ceil(N / batch_size) batches.
 
@@ -35,6 +36,7 @@ def eval_batches(
     batch_size: rows of all shards together, a multiple of their count.
     shard: (index, count) of this process. B is batch_size / count, and every
       shard yields the same number of batches.
+    white_level: see `images.read_image`.
   """
   index, count = shard
   share = batch_size // count
@@ -42,7 +44,7 @@ def eval_batches(
   def load(start: int) -> dict[str, np.ndarray]:
     start += index * share
     rows = records[start : start + share]
-    images, masks = images_lib.load_arrays(rows, size)
+    images, masks = images_lib.load_arrays(rows, size, white_level=white_level)
     batch = {
       'image': images,
       'mask': masks,

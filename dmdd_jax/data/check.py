@@ -46,6 +46,8 @@ class Report:
     areas: smallest, median and largest share of the image that a mask covers,
       in [0, 1]; NaN without masks.
     repeated: number of images equal to another image of their folder.
+    dark: what is said of 16-bit images that are read as nearly black; '' if
+      there are none.
     ignored: paths of files among the images that are none.
     faults: one line each, 'FILE: fault'.
   """
@@ -55,18 +57,24 @@ class Report:
   sizes: Mapping[tuple[int, int], int]
   areas: tuple[float, float, float]
   repeated: int
+  dark: str
   ignored: tuple[str, ...]
   faults: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-  """One decoded file: its size, a hash of its pixels, defect pixels."""
+  """One decoded file: its size, a hash of its pixels, defect pixels.
+
+  `doubts` are of a mask, `peak` of an image: see `images.mask_doubts`, `.peak`.
+  """
 
   size: tuple[int, int] = (0, 0)
   digest: bytes = b''
   pixels: int = 0
   fault: str = ''
+  doubts: tuple[str, ...] = ()
+  peak: int = 0
 
 
 def check_category(root: str | os.PathLike, category: str) -> Report:
@@ -105,7 +113,9 @@ def check_category(root: str | os.PathLike, category: str) -> Report:
   faults += _mask_faults(pairs, seen, drawn)
   twins, repeated = _duplicates(images, seen)
   shares = [
-    drawn[m].pixels / np.prod(drawn[m].size) for m in pairs if drawn[m].digest
+    drawn[m].pixels / np.prod(drawn[m].size)
+    for m in pairs
+    if drawn[m].digest and not _is_of_good(m)
   ]
   areas = (float('nan'),) * 3
   if shares:
@@ -117,6 +127,7 @@ def check_category(root: str | os.PathLike, category: str) -> Report:
     sizes=collections.Counter(s.size for s in seen.values() if s.digest),
     areas=areas,
     repeated=repeated,
+    dark=images_lib.white_level_doubt((s.peak for s in seen.values()), 0) or '',
     ignored=tuple(
       path
       for name in (*images, *masks)
@@ -143,6 +154,8 @@ def format_report(report: Report) -> str:
     lines.append(
       f'  {report.repeated} images repeat another one of their folder'
     )
+  if report.dark:
+    lines.append(f'  {report.dark}')
   if report.ignored:
     lines.append(
       f'  {len(report.ignored)} files are no images and are not read:'
@@ -239,13 +252,16 @@ def _see_image(path: str) -> _Seen:
   pixels = images_lib.read_image(path, None)
   digest = hashlib.blake2b(pixels.tobytes(), digest_size=16)
   digest.update(repr(pixels.shape).encode())
-  return _Seen((pixels.shape[1], pixels.shape[0]), digest.digest())
+  size = (pixels.shape[1], pixels.shape[0])
+  return _Seen(size, digest.digest(), peak=images_lib.peak(path))
 
 
 def _see_mask(path: str) -> _Seen:
   mask = images_lib.read_mask(path, None)
   size = (mask.shape[1], mask.shape[0])
-  return _Seen(size, b'mask', int(np.count_nonzero(mask)))
+  # An empty one is a fault of its own, and worded there.
+  doubts = images_lib.mask_doubts(path) if mask.any() else ()
+  return _Seen(size, b'mask', int(np.count_nonzero(mask)), doubts=doubts)
 
 
 def _pair(
@@ -255,12 +271,14 @@ def _pair(
   pairs, faults = {}, []
   for name, paths in images.items():
     split, defect = name.split('/')
-    if split != 'test' or defect == records_lib.GOOD:
+    if split != 'test':
       continue
     known = {files.stem(p): p for p in masks.get(f'ground_truth/{defect}', ())}
     for path in paths:
-      stem = files.stem(path)
-      mask = known.get(f'{stem}_mask') or known.get(stem)
+      names = records_lib.mask_names(files.stem(path))
+      mask = next((known[name] for name in names if name in known), None)
+      if mask is None and defect == records_lib.GOOD:
+        continue  # It needs none.
       if mask is None:
         faults.append(f'{path}: there is no mask of this image')
       else:
@@ -316,11 +334,22 @@ def _mask_faults(
         f'{mask}: the mask is {defect.size[0]}x{defect.size[1]}, its image'
         f' {whole.size[0]}x{whole.size[1]}'
       )
+    if _is_of_good(mask):
+      if defect.pixels:
+        faults.append(
+          f'{mask}: the mask of a good image has {defect.pixels} defect pixels'
+        )
+      continue
+    faults += defect.doubts
     floor = max(_MIN_PIXELS, _MIN_SHARE * np.prod(defect.size))
     if defect.pixels < floor:
       empty = 'empty' if not defect.pixels else 'nearly empty'
       faults.append(f'{mask}: the mask is {empty} ({defect.pixels} pixels)')
   return faults
+
+
+def _is_of_good(mask: str) -> bool:
+  return os.path.basename(os.path.dirname(mask)) == records_lib.GOOD
 
 
 def _duplicates(

@@ -20,6 +20,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 
 from absl import logging
 
@@ -134,8 +135,16 @@ def is_image(path: str) -> bool:
   What cannot be opened, such as a link to a missing file, counts as one, so
   that whoever reads it names it. A folder, pipe, socket or device is none.
   """
-  if os.path.exists(path) and not os.path.isfile(path):
-    return False
+  try:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+      return False
+  except OSError:
+    pass
+  return _says_image(path)
+
+
+def _says_image(path: str) -> bool:
+  """`is_image` of what is known to be no folder, pipe or the like."""
   suffix = os.path.splitext(path)[1].lower()
   if suffix in SUFFIXES + UNREAD:
     return True
@@ -173,7 +182,7 @@ def others(folder: str) -> tuple[str, ...]:
   """The paths of the files in a folder that are no images."""
   entries = _entries(folder)
   return tuple(
-    e.path for e in entries if not _is_folder(e) and not is_image(e.path)
+    e.path for e in entries if not _is_folder(e) and not _is_image(e)
   )
 
 
@@ -355,7 +364,7 @@ def _walk(
       if entry.name.startswith('.'):
         rest.append(path)
       elif not _is_folder(entry):
-        (inside if is_image(path) else rest).append(path)
+        (inside if _is_image(entry) else rest).append(path)
       elif os.path.realpath(path) == target or _is_written(path, target):
         written.append(path)
       else:
@@ -400,9 +409,14 @@ def _matches(pattern: str) -> list[str]:
 def _images(folder: str) -> tuple[str, ...]:
   """The paths of the image files in a folder."""
   entries = _entries(folder)
-  return tuple(
-    e.path for e in entries if not _is_folder(e) and is_image(e.path)
-  )
+  return tuple(e.path for e in entries if not _is_folder(e) and _is_image(e))
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+  """`is_image` of an entry; asks the disk of links and rare suffixes alone."""
+  if entry.is_file(follow_symlinks=False):
+    return _says_image(entry.path)
+  return is_image(entry.path)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -18,7 +18,9 @@ from dmdd_jax.data import files
 from dmdd_jax.data import records as records_lib
 
 
-def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
+def list_folder(
+  data: Mapping[str, Any], with_train: bool = True
+) -> records_lib.Dataset:
   """Lists the user's own images.
 
   Relative paths are below `data.root`, or the working directory. Directories
@@ -29,6 +31,7 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   Args:
     data: `normal`, `defect`, `masks`, `test_normal`, `test_fraction`,
       `test_seed`, `category` and `root`, as in configs/default.py.
+    with_train: whether normal images are needed beside those of the test.
 
   Returns:
     The data set; a record of a defect has mask None if there is no mask file.
@@ -40,7 +43,7 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   """
   masks_root = _resolve(data, 'masks')
   normal = _find(data, 'normal', masks_root)
-  if not normal:
+  if with_train and not normal:
     raise files.MissingDataError(
       'no normal images: set --config.data.normal to a directory of them, or'
       ' to a glob in quotes'
@@ -52,7 +55,7 @@ def list_folder(data: Mapping[str, Any]) -> records_lib.Dataset:
   _check_disjoint('normal', normal, 'test_normal', test_normal)
   train = [records_lib.good(path) for path in normal]
   test = [records_lib.good(path) for path in test_normal]
-  if keeps_test(data):
+  if defective and train and not test and keeps_test(data):
     train, test = records_lib.split_test(
       train, data['test_fraction'], data['test_seed']
     )
@@ -184,14 +187,14 @@ class _Masks:
       self._by_stem.setdefault(stem, []).append(path)
 
   def find(self, parts: tuple[str, ...], stem: str) -> str | None:
-    """The mask ID_mask or ID of an image; None without one.
+    """The mask of an image, see `records.mask_names`; None without one.
 
     Raises:
       DatasetError: several masks have that name, and none of them is in the
         image's folder.
     """
     folder = os.path.join(*parts) if parts else '.'
-    for name in (f'{stem}_mask', stem):
+    for name in records_lib.mask_names(stem):
       if (folder, name) in self._by_place:
         return self._by_place[folder, name]
       same = self._by_stem.get(name, ())

@@ -81,6 +81,7 @@ def load(
   size: int,
   kind: str,
   cache: str | None = None,
+  white_level: int = 0,
 ) -> np.ndarray:
   """The masks of images, from the cache if they are in it.
 
@@ -92,6 +93,7 @@ def load(
     size: height and width to which the images are resized first.
     kind: 'otsu' or 'grabcut'.
     cache: a folder; None for dmdd_jax/foreground in the user's cache folder.
+    white_level: see `images.read_image`.
 
   Returns:
     (N, size, size, 1) uint8 in {0, 1}, 1 on the object. A mask that covers less
@@ -110,7 +112,7 @@ def load(
 
   def fill(index: int) -> bool:
     masks[index, ..., 0], kept = _cached(
-      records[index].image, size, kind, folder
+      records[index].image, size, kind, folder, white_level
     )
     return kept
 
@@ -139,7 +141,7 @@ def _user_cache() -> str:
 
 
 def _cached(
-  path: str, size: int, kind: str, folder: str
+  path: str, size: int, kind: str, folder: str, white_level: int
 ) -> tuple[np.ndarray, bool]:
   """The mask (size, size) of a file, and whether the cache now holds it."""
   try:
@@ -149,13 +151,15 @@ def _cached(
     raise files.BadImageError(f'{path}: {error.strerror or error}') from None
   key = hashlib.blake2b(content, digest_size=20)
   key.update(f'/{_VERSION}/{kind}/{size}'.encode())
+  if white_level:
+    key.update(f'/{white_level}'.encode())
   name = os.path.join(folder, f'{key.hexdigest()}.png')
   mask = (
     cv2.imread(name, cv2.IMREAD_GRAYSCALE) if os.path.exists(name) else None
   )
   if mask is not None and mask.shape == (size, size):
     return (mask > 0).astype(np.uint8), True
-  mask = compute(images_lib.read_image(path, size), kind)
+  mask = compute(images_lib.read_image(path, size, white_level), kind)
   return mask, _keep(name, mask)
 
 

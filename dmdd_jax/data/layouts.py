@@ -12,6 +12,7 @@ Synopsis:
 
 from collections.abc import Mapping, Sequence
 import csv
+import dataclasses
 import os
 from typing import Any
 
@@ -51,6 +52,16 @@ CATEGORIES = {
     'screw_bag',
     'splicing_connectors',
   ),
+  'mvtec_ad_2': (
+    'can',
+    'fabric',
+    'fruit_jelly',
+    'rice',
+    'sheet_metal',
+    'vial',
+    'wallplugs',
+    'walnuts',
+  ),
   'visa': (
     'candle',
     'capsules',
@@ -80,12 +91,16 @@ CATEGORIES = {
 NAMES = (*CATEGORIES, FOLDER)
 
 
-def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
+def list_dataset(
+  data: Mapping[str, Any], with_train: bool = True
+) -> records_lib.Dataset:
   """Lists the data set that `config.data` names.
 
   Args:
     data: `name` is one of `NAMES`; the fields that a layout reads are described
       in configs/default.py.
+    with_train: whether training images are needed. Without, they may be missing
+      on disk and the data set has none.
 
   Raises:
     MissingDataError, DatasetError: there is no usable data set.
@@ -96,7 +111,7 @@ def list_dataset(data: Mapping[str, Any]) -> records_lib.Dataset:
       f'config.data.name is {data["name"]!r}; choose from {", ".join(NAMES)}'
     )
   try:
-    return _list_layout(data)
+    return _list_layout(data, with_train)
   except files.MissingDataError as error:
     raise files.MissingDataError(f'{error}{_relative_to(data)}') from None
 
@@ -124,31 +139,36 @@ def _is_relative(path: str) -> bool:
   return bool(path) and not os.path.isabs(os.path.expanduser(path))
 
 
-def _list_layout(data: Mapping[str, Any]) -> records_lib.Dataset:
+def _list_layout(
+  data: Mapping[str, Any], with_train: bool
+) -> records_lib.Dataset:
   """See `list_dataset`; messages name absolute paths."""
   name = data['name']
   if name == FOLDER:
-    return folder_lib.list_folder(data)
+    return folder_lib.list_folder(data, with_train)
   if not data['root']:
     raise files.MissingDataError(
       'no data: set --config.data.root to the folder that holds the categories'
     )
   root, category = files.absolute(data['root']), data['category']
   if name in (MVTEC_AD, 'mpdd'):
-    return list_mvtec(root, category)
+    return list_mvtec(root, category, with_train)
   if category not in CATEGORIES[name]:
     raise files.MissingDataError(
       f'config.data.category is {category!r}; {name} has'
       f' {", ".join(CATEGORIES[name])}'
     )
   if name == 'visa':
-    return _list_visa(root, category)
+    return _list_visa(root, category, with_train)
   if name == KOLEKTOR:
-    return _list_kolektor(root)
+    return _list_kolektor(root, with_train)
   if name == MAGNETIC_TILE:
-    return _list_magnetic_tile(root, data)
+    dataset = _list_magnetic_tile(root, data)
+    return dataset if with_train else dataclasses.replace(dataset, train=())
+  if name == 'mvtec_ad_2':
+    return _list_mvtec_ad_2(root, category, with_train)
   good = 'ok' if name == 'btad' else records_lib.GOOD
-  return _list_like_mvtec(root, category, good)
+  return _list_like_mvtec(root, category, good, with_train)
 
 
 def _images(folder: str) -> tuple[str, ...]:
@@ -172,27 +192,28 @@ def _images(folder: str) -> tuple[str, ...]:
 def _defect(
   image: str, masks: Mapping[str, str], defect: str
 ) -> records_lib.Record:
-  """A record with the mask ID_mask or ID.
+  """A record with the mask ID_mask, ID or another of `records.mask_names`.
 
   Raises:
     MissingDataError: there is none.
   """
-  stem = files.stem(image)
-  for name in (f'{stem}_mask', stem):
+  for name in records_lib.mask_names(files.stem(image)):
     if name in masks:
       return records_lib.Record(image, masks[name], 1, defect)
   raise files.MissingDataError(f'found no mask of the defective image {image}')
 
 
+def _good(folder: str) -> tuple[records_lib.Record, ...]:
+  """The images of a folder as records of good ones; raises as `_images`."""
+  return tuple(records_lib.good(path) for path in _images(folder))
+
+
 def _list_like_mvtec(
-  root: str, category: str, good: str
+  root: str, category: str, good: str, with_train: bool
 ) -> records_lib.Dataset:
   """BTAD (good images in `ok`) and MVTec LOCO (a folder of masks an image)."""
   folder = os.path.join(root, category)
-  train = [
-    records_lib.good(path)
-    for path in _images(os.path.join(folder, 'train', good))
-  ]
+  train = _good(os.path.join(folder, 'train', good)) if with_train else ()
   test_root = os.path.join(folder, 'test')
   test = []
   for defect in files.folders(test_root) if os.path.isdir(test_root) else ():
@@ -205,10 +226,33 @@ def _list_like_mvtec(
     for name in files.folders(truth) if os.path.isdir(truth) else ():
       masks[name] = os.path.join(truth, name)
     test += [_defect(path, masks, defect) for path in images]
-  return records_lib.Dataset(category, tuple(train), tuple(test))
+  return records_lib.Dataset(category, train, tuple(test))
 
 
-def _list_visa(root: str, category: str) -> records_lib.Dataset:
+def _list_mvtec_ad_2(
+  root: str, category: str, with_train: bool
+) -> records_lib.Dataset:
+  """MVTec AD 2: the test is `test_public`, whose masks lie inside it.
+
+  `test_private` and `test_private_mixed` have neither labels nor masks, and
+  `validation/good` is not read. The names are those of MVTec's own reader of
+  the set (MVTecAD2_public_code_utils, mvtec_ad_2_public_offline.py).
+  """
+  folder = os.path.join(root, category)
+  train: tuple[records_lib.Record, ...] = ()
+  if with_train:
+    train = _good(os.path.join(folder, 'train', records_lib.GOOD))
+  public = os.path.join(folder, 'test_public')
+  masks = files.by_stem(os.path.join(public, 'ground_truth', 'bad'))
+  bad = _images(os.path.join(public, 'bad'))
+  test = [_defect(path, masks, 'bad') for path in bad]
+  good = _good(os.path.join(public, records_lib.GOOD))
+  return records_lib.Dataset(category, train, (*test, *good))
+
+
+def _list_visa(
+  root: str, category: str, with_train: bool
+) -> records_lib.Dataset:
   """VisA by its own one-class split, split_csv/1cls.csv."""
   path = os.path.join(root, 'split_csv', '1cls.csv')
   if not os.path.isfile(path):
@@ -229,19 +273,19 @@ def _list_visa(root: str, category: str) -> records_lib.Dataset:
   train, test = (
     tuple(sorted(parts[split], key=lambda r: r.image)) for split in parts
   )
-  if not train:
+  if not train and with_train:
     raise files.DatasetError(f'{path} has no training image: {category}')
-  return records_lib.Dataset(category, train, test)
+  return records_lib.Dataset(category, train if with_train else (), test)
 
 
-def _list_kolektor(root: str) -> records_lib.Dataset:
+def _list_kolektor(root: str, with_train: bool) -> records_lib.Dataset:
   """KolektorSDD2: an image is defective if its mask ID_GT is not black.
 
   Defective images of the train folder are dropped: training uses normal images
   alone.
   """
-  parts = []
-  for split in ('train', 'test'):
+  parts: dict[str, list[records_lib.Record]] = {'train': []}
+  for split in ('train', 'test') if with_train else ('test',):
     paths = {files.stem(p): p for p in _images(os.path.join(root, split))}
     records = []
     for stem, path in paths.items():
@@ -256,13 +300,14 @@ def _list_kolektor(root: str) -> records_lib.Dataset:
         if defective
         else records_lib.good(path)
       )
-    parts.append(records)
-  train = tuple(record for record in parts[0] if not record.label)
-  logging.info(
-    'KolektorSDD2: %d defective images of train/ are not used',
-    len(parts[0]) - len(train),
-  )
-  return records_lib.Dataset(KOLEKTOR, train, tuple(parts[1]))
+    parts[split] = records
+  train = tuple(record for record in parts['train'] if not record.label)
+  if with_train:
+    logging.info(
+      'KolektorSDD2: %d defective images of train/ are not used',
+      len(parts['train']) - len(train),
+    )
+  return records_lib.Dataset(KOLEKTOR, train, tuple(parts['test']))
 
 
 def _list_magnetic_tile(
@@ -291,7 +336,7 @@ def _list_magnetic_tile(
       f'found no image in {os.path.join(root, "MT_Free", "Imgs")}: set'
       ' --config.data.root to the folder of MT_Free'
     )
-  fraction, seed = data.get('test_fraction', 0.2), data.get('test_seed', 0)
+  fraction, seed = data['test_fraction'], data['test_seed']
   train, good = records_lib.split_test(normal, fraction, seed)
   return records_lib.Dataset(MAGNETIC_TILE, tuple(train), tuple(good + test))
 
@@ -319,29 +364,38 @@ def list_categories(root: str | os.PathLike) -> tuple[str, ...]:
   )
 
 
-def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
+def list_mvtec(
+  root: str | os.PathLike, category: str, with_train: bool = True
+) -> records_lib.Dataset:
   """Lists one category of a folder in the MVTec AD layout.
 
   Nothing is decoded here, see `images.validate`; `files` says which files are
   images. A test split that is empty or has no defects is legal and logged as a
-  warning, and so are masks without an image. The mask of image ID is ID_mask or
-  ID with any image suffix.
+  warning, and so are masks without an image. The mask of image ID is ID_mask,
+  ID or another of `records.mask_names`, with any image suffix.
 
   Args:
     root: the folder of the categories.
     category: the name of the category's folder.
+    with_train: whether to list train/good; without, it may be missing.
 
   Returns:
     The category, train sorted by file name, test by defect and file name.
 
   Raises:
-    MissingDataError: no root, category or train/good folder, or a defect image
-      without a mask.
+    MissingDataError: no root, category or train/good folder (without, no test
+      folder), or a defect image without a mask.
     DatasetError: no image in train/good, or a folder that cannot be read.
   """
   root = files.absolute(root)
-  folder = _category_folder(root, category)
-  train = list_good(folder)
+  train: tuple[records_lib.Record, ...] = ()
+  if with_train:
+    folder = _category_folder(root, category)
+    train = list_good(folder)
+  else:
+    folder = os.path.join(root, category)
+    if not os.path.isdir(os.path.join(folder, 'test')):
+      raise files.MissingDataError(f'found no folder {folder}/test')
   test_root = os.path.join(folder, 'test')
   test, unmasked = [], []
   defects = files.folders(test_root) if os.path.isdir(test_root) else ()
@@ -354,8 +408,8 @@ def list_mvtec(root: str | os.PathLike, category: str) -> records_lib.Dataset:
       continue
     masks = files.by_stem(os.path.join(folder, 'ground_truth', defect))
     for path in images:
-      stem = files.stem(path)
-      mask = masks.get(f'{stem}_mask') or masks.get(stem)
+      names = records_lib.mask_names(files.stem(path))
+      mask = next((masks[name] for name in names if name in masks), None)
       test.append(records_lib.Record(path, mask, 1, defect))
       if mask is None:
         unmasked.append(test[-1])
@@ -441,8 +495,8 @@ def _unmasked_message(
   return (
     f'Defect image {first.image}: found no mask, expected '
     f'{os.path.join(masks, stem)}_mask.png or {os.path.join(masks, stem)}.png '
-    f'(or with another suffix of an image).{more} Add the masks, or move'
-    ' the images out of test/.'
+    f'(or ID_gt, ID_label, ID_seg, with any suffix of an image).{more} Add the'
+    ' masks, or move the images out of test/.'
   )
 
 
@@ -464,6 +518,14 @@ def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
       len(unused),
       files.abbreviate(unused),
     )
+  drawn = _drawn_masks(os.path.join(truth, records_lib.GOOD))
+  if drawn:
+    logging.warning(
+      'Masks of good images that are not black: %d: %s. They are not read: the'
+      ' folder decides that an image is good.',
+      len(drawn),
+      files.abbreviate(drawn),
+    )
   labels = {record.label for record in test}
   if not labels:
     logging.warning('%s/test holds no images: nothing to evaluate.', folder)
@@ -473,3 +535,15 @@ def _warn_about_test(folder: str, test: Sequence[records_lib.Record]) -> None:
       folder,
       'good' if labels == {0} else 'defective',
     )
+
+
+def _drawn_masks(folder: str) -> list[str]:
+  """The masks of a folder that show a defect; [] where it is missing."""
+  drawn = []
+  for path in files.images(folder) if os.path.isdir(folder) else ():
+    try:
+      if images_lib.read_mask(path, None).any():
+        drawn.append(path)
+    except files.BadImageError as error:
+      logging.warning('%s', error)
+  return drawn

@@ -15,6 +15,18 @@ from absl import logging
 from dmdd_jax.data import files
 
 GOOD = 'good'
+_MASK_ENDS = (
+  '_mask',
+  '',
+  '_gt',
+  '_label',
+  '_labels',
+  '_seg',
+  '_segmentation',
+  '_annotation',
+  '_truth',
+  '_ground_truth',
+)
 DEFECT = 'defect'  # Of a defective image that lies in no folder of its own.
 
 
@@ -49,6 +61,19 @@ class Dataset:
   category: str
   train: tuple[Record, ...]
   test: tuple[Record, ...]
+
+
+def mask_names(stem: str) -> tuple[str, ...]:
+  """The file names, without suffix, that the mask of an image may have.
+
+  Args:
+    stem: the image's.
+
+  Returns:
+    The first that is there is the mask: ID_mask, ID, ID_gt, ID_label, ...
+  """
+  ends = [end for name in _MASK_ENDS for end in (name, name.upper())]
+  return tuple(dict.fromkeys(stem + end for end in ends))
 
 
 def hold_out(

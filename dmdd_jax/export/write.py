@@ -84,7 +84,7 @@ def export(
       f' {os.fspath(workdir)}), or train with config.data.tile_size = 0.'
     )
   pictures = [
-    images_lib.read_image(path, None)
+    images_lib.read_image(path, None, config.data.white_level)
     for path in _comparison_files(config, images)
   ]
   inspector = predict.Inspector(config, state, calibration)
@@ -217,6 +217,8 @@ def describe(
       calibration.pixel_threshold
     ),
     'calibration_images': calibration.images,
+    # Of 16-bit files; whoever prepares the input must scale them by it.
+    'white_level': config.data.white_level,
     'teacher_fingerprint': teacher_fingerprint,
     'versions': provenance.versions(),
     'git_revision': provenance.git_revision(),

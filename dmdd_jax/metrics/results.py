@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -489,6 +490,11 @@ def _is_fraction(column: str) -> bool:
   return name.startswith(kinds) or not words.isdisjoint(name.split('_'))
 
 
+def _is_other_limit(column: str) -> bool:
+  """Whether a column is AU-PRO or sPRO up to a rate that was asked for."""
+  return re.fullmatch(r'(au_pro|spro)_\d+', column) is not None
+
+
 def _mean_row(
   rows: Sequence[Mapping[str, Any]], columns: Iterable[str]
 ) -> dict[str, float]:
@@ -506,6 +512,7 @@ def _markdown(flat: Mapping[str, Mapping[str, Any]]) -> str:
   """The table as Markdown, intervals in brackets after their metric."""
   present = {column for row in flat.values() for column in row}
   columns = [column for column in TABLE_COLUMNS if column in present]
+  columns += sorted(filter(_is_other_limit, present - set(columns)))
   lines = [
     '| ' + ' | '.join(['category', *columns]) + ' |',
     '|' + '---|' + '---:|' * len(columns),

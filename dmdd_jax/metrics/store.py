@@ -115,17 +115,23 @@ class _Every:
 class MapStore:
   """Pairs of an anomaly map and its mask, in order; may exceed the memory.
 
-  Maps are kept as float32, in memory and on disk alike, so that the metrics do
+  Maps are kept in one way, in memory and on disk alike, so that the metrics do
   not depend on the limit.
 
   Attributes:
-    maps: sequence of N (H_i, W_i) float32 arrays.
+    maps: sequence of N (H_i, W_i) float arrays, float32 unless `exact`.
     masks: sequence of N (H_i, W_i) uint8 arrays in {0, 1}.
     limit_bytes: bytes of maps and masks that are kept in memory.
     directory: the folder of the temporary file; None for the system's.
+    exact: whether float64 maps stay float64.
   """
 
-  def __init__(self, limit_bytes: int = 2**30, directory: str | None = None):
+  def __init__(
+    self,
+    limit_bytes: int = 2**30,
+    directory: str | None = None,
+    exact: bool = False,
+  ):
     """Makes an empty store.
 
     Args:
@@ -133,10 +139,13 @@ class MapStore:
         that go to a memory-mapped temporary file. 0 puts all of them there.
       directory: an existing folder for that file, with room for 5 bytes a
         pixel; None means the system's temporary folder.
+      exact: keeps the values of every map, float64 ones at 9 bytes a pixel;
+        otherwise maps are rounded to float32.
     """
     self._spool = ArraySpool(limit_bytes, directory)
     self.limit_bytes = limit_bytes
     self.directory = directory
+    self.exact = exact
     self.maps: Arrays = _Every(self._spool, 0)
     self.masks: Arrays = _Every(self._spool, 1)
 
@@ -144,7 +153,7 @@ class MapStore:
     """Adds a pair.
 
     Args:
-      anomaly_map: (H, W) finite scores; stored as float32.
+      anomaly_map: (H, W) finite scores; stored as float32 unless `exact`.
       mask: (H, W) in {0, 1}, 1 on defects; zeros for a good image.
 
     Raises:
@@ -152,8 +161,10 @@ class MapStore:
         are not finite in float32; the message names the pair's index.
     """
     index = len(self)
-    with np.errstate(over='ignore'):
-      values = np.asarray(anomaly_map).astype(np.float32, copy=False)
+    values = np.asarray(anomaly_map)
+    if not self.exact:
+      with np.errstate(over='ignore'):
+        values = values.astype(np.float32, copy=False)
     values = check_map(values, index)
     mask = check_mask(mask, values.shape, index)
     self._spool.append(values)

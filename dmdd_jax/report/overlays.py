@@ -330,6 +330,7 @@ def write_overlays(
   scores: np.ndarray,
   calibration: calibration_lib.Calibration,
   per_group: int,
+  white_level: int = 0,
 ) -> dict[str, str]:
   """Writes overlays of the lowest- and highest-scored images of each label.
 
@@ -342,6 +343,7 @@ def write_overlays(
     per_group: images per group: defects with the lowest scores
       (`defect_missed`), with the highest (`defect_found`), and likewise good
       ones (`good_clear`, `good_alarming`).
+    white_level: see `images.read_image`.
 
   Returns:
     {path: reason} of the pictures that could not be written.
@@ -370,6 +372,7 @@ def write_overlays(
       name=f'{record.defect}/{stem}',
       text=f'score {scores[index]:.2f}, threshold'
       f' {calibration.image_threshold:.2f}',
+      white_level=white_level,
     )
   return failures
 
@@ -390,10 +393,11 @@ def _write_record(
   *,
   name: str,
   text: str,
+  white_level: int,
   **options: Any,
 ) -> None:
   """Writes the overlay of a test image with its ground truth."""
-  image = images_lib.read_image(record.image, None)
+  image = images_lib.read_image(record.image, None, white_level)
   mask = images_lib.native_mask(record) if record.has_truth else None
   picture = overlay(image, anomaly_map, mask, name=name, text=text, **options)
   save(picture, path, f'{name}: {text}')

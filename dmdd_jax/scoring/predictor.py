@@ -160,14 +160,19 @@ class Predictor:
     batch. With tiles, each process decodes all images and predicts its share of
     the tiles.
     """
-    size, shard = self.config.data.image_size, sharding.shard(self.mesh)
+    data, shard = self.config.data, sharding.shard(self.mesh)
     if self._tiled:
-      for batch in batches.eval_batches(records, size, self.batch_size):
+      shard = (0, 1)
+    loaded = batches.eval_batches(
+      records, data.image_size, self.batch_size, shard, data.white_level
+    )
+    if self._tiled:
+      for batch in loaded:
         count = int(batch['_mask'].sum())
         batch = {key: value[:count] for key, value in batch.items()}
         yield batch, self(state, fusion, batch['image'])
       return
-    for rows in batches.eval_batches(records, size, self.batch_size, shard):
+    for rows in loaded:
       prediction = self._predict_rows(state, fusion, rows['image'])
       whole = sharding.whole_rows(self.mesh, rows)
       # Only the last rows of the last batch are padding.

@@ -13,6 +13,7 @@ import ml_collections
 
 from dmdd_jax import storage
 from dmdd_jax import verdict as verdict_lib
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.training import checkpoint
 from dmdd_jax.training import train_state
@@ -67,6 +68,7 @@ def load_workdir(
         f'the metadata of checkpoint {directory}/{step} cannot be used'
         f' ({type(error).__name__}: {error}); they are not what training wrote'
       ) from error
+    images_lib.allow_pixels(config.data.max_pixels)
     return config, state, calibration, meta
 
   try:

@@ -86,6 +86,7 @@ def _open_workdir(path: str) -> Model:
 def from_inspector(inspector: Any, source: str) -> Model:
   """Serves a `predict.Inspector`; `source` names it in the log."""
   calibration = inspector.calibration
+  _check_white_level(inspector.config.data.white_level, source)
 
   def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     results = inspector(list(images))
@@ -123,6 +124,7 @@ def _open_stablehlo(path: str) -> Model:
 
 
 def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
+  _check_white_level(metadata.get('white_level', 0), path)
   return Model(
     category=metadata['category'],
     image_size=metadata['input']['shape'][1],
@@ -132,3 +134,12 @@ def _from_metadata(metadata: dict[str, Any], run: Runner, path: str) -> Model:
     run=run,
     source=path,
   )
+
+
+def _check_white_level(white_level: int, source: str) -> None:
+  """Refuses a model whose 16-bit images the server would read too dark."""
+  if white_level:
+    raise ValueError(
+      f'{source} was trained with config.data.white_level = {white_level},'
+      ' which the server does not apply; use --mode predict'
+    )

@@ -34,6 +34,7 @@ from dmdd_jax.training import train_state
 # they change what is logged, read or kept, never what is learnt.
 FREE_FIELDS = (
   'calibration.',
+  'data.max_pixels',
   'data.root',
   'data.textures',
   'eval.',

@@ -10,6 +10,7 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from configs import default
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import layouts
@@ -106,9 +107,10 @@ class LayoutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     logging.info('%s: licence: %s', self.name, self.LICENCE)
     root = self._root(dl_manager)
-    dataset = layouts.list_dataset(
-      {'name': self.LAYOUT, 'root': root, 'category': self.builder_config.name}
-    )
+    data = default.get_config().data
+    data.name, data.root = self.LAYOUT, os.fspath(root)
+    data.category = self.builder_config.name
+    dataset = layouts.list_dataset(data)
     return {
       'train': self._generate_examples(root, dataset.train),
       'test': self._generate_examples(root, dataset.test),
