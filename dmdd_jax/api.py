@@ -275,7 +275,7 @@ class Inspector(predict.Inspector):
 
     name = 'array'
     if not isinstance(image, np.ndarray):
-      name = files.printable(os.path.basename(image))
+      name = os.path.basename(image)
       image = images_lib.read_image(image, None, self.config.data.white_level)
     [result] = self([image])
     if image.ndim == 2:
@@ -286,7 +286,8 @@ class Inspector(predict.Inspector):
       None,
       pixel_threshold=self.calibration.pixel_threshold,
       limits=overlays.calibrated_range(self.calibration),
-      title=f'{name}: score {result.score:.2f}, {result.verdict}',
+      name=name,
+      text=f'score {result.score:.2f}, {result.verdict}',
     )
 
   def report(self) -> str:
