@@ -329,11 +329,14 @@ class Trainer:
     cache: steps.TeacherCache | None,
   ) -> None:
     """Takes a step on this process's rows of a batch."""
-    keys = ('image', 'normal', 'mask', 'view')
-    batch = sharding.to_global(self.mesh, {k: batch[k] for k in keys})
-    view = batch.pop('view')
+    keys = ['image', 'mask']
     if cache is not None:
-      batch['normal_taps'] = cache(view)
+      keys.append('view')
+    if phase != 'segment' and (cache is None or self.config.loss.on_normal):
+      keys.append('normal')  # Nearly half of all bytes.
+    batch = sharding.to_global(self.mesh, {k: batch[k] for k in keys})
+    if cache is not None:
+      batch['normal_taps'] = cache(batch.pop('view'))
     self.state, metrics = self.step_functions[phase](self.state, batch)
     self._pending.append((step, metrics))
 

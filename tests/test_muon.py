@@ -49,6 +49,24 @@ def test_a_kernel_is_a_matrix_of_its_outputs_columns():
   np.testing.assert_allclose(updates, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('devices', [1, 3, 8, 32])
+def test_every_kernel_has_one_device_and_none_works_much_longer(devices):
+  shapes = [(3, 3, 64, 64)] * 8 + [(1, 1, 512, 256), (3, 3, 256, 512), (7, 1)]
+  owned = muon.assign(shapes, devices)
+  assert len(owned) == devices
+  assert sorted(i for own in owned for i in own) == list(range(len(shapes)))
+  work = [sum(muon.operations(shapes[i]) for i in own) for own in owned]
+  largest = max(map(muon.operations, shapes))
+  assert max(work) <= sum(work) / devices + largest
+
+
+def test_operations_are_those_of_the_products():
+  """By hand, of 5 x 3: M'M and the last product; 17 products of 3 x 3."""
+  expected = 2 * (2 * 3 * 3 * 5) + 17 * (2 * 3 * 3 * 3)
+  assert muon.operations((5, 1, 1, 3)) == expected
+  assert muon.operations((1, 1, 3, 5)) == expected
+
+
 def test_the_updates_and_the_state_are_those_of_optax():
   rng = np.random.default_rng(0)
   params = {

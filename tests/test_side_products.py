@@ -26,8 +26,8 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope='module')
 def options(tmp_path_factory):
   root = program_helpers.write_data(tmp_path_factory.mktemp('data'))
-  changes = {'batch_size': 4, 'pictures': 1}
-  return {'data_root': os.path.dirname(root), 'eval_options': changes}
+  changes = {'eval.batch_size': 4, 'eval.pictures': 1}
+  return {'changes': {'data.root': os.path.dirname(root), **changes}}
 
 
 def _fail(error):

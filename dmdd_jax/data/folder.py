@@ -55,7 +55,7 @@ def list_folder(
   _check_disjoint('normal', normal, 'test_normal', test_normal)
   train = [records_lib.good(path) for path in normal]
   test = [records_lib.good(path) for path in test_normal]
-  if defective and train and not test and keeps_test(data):
+  if train and keeps_test(data):
     train, test = records_lib.split_test(
       train, data['test_fraction'], data['test_seed']
     )

@@ -485,7 +485,7 @@ def _read(
   With `encoded`, the content of the file, the file itself is not read.
   """
 
-  def upright(file: Image.Image) -> Image.Image:
+  def upright(file: Image.Image) -> _T:
     kind = _source(file)  # A transposed copy no longer knows its format.
     return convert(ImageOps.exif_transpose(file), kind)
 

@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 from flax import traverse_util
 import jax
+import ml_collections
 import numpy as np
 
 from dmdd_jax import predict
@@ -168,25 +169,8 @@ def describe(
 ) -> program_lib.Program:
   """The function of a checkpoint, its weights, and what is said of it."""
   config, calibration = inspector.config, inspector.calibration
-  # Rematerialisation serves gradients alone; the exported program has none.
-  plain = config.copy_and_resolve_references()
-  with plain.unlocked():
-    plain.student.remat = False
-  model = dmdd.from_config(plain)
+  function = make_function(config, calibration.fusion)
   variables = jax.tree.map(np.asarray, dict(train_state.variables(state)))
-
-  def function(
-    weights: dict[str, jax.Array], images: jax.Array
-  ) -> dict[str, jax.Array]:
-    prediction = score_lib.predict_step(
-      model,
-      config.eval,
-      traverse_util.unflatten_dict(weights, sep='/'),
-      calibration.fusion,
-      images,
-    )
-    return {'score': prediction.image_score, 'map': prediction.map}
-
   side = config.data.image_size
   metadata = {
     'category': config.data.category,
@@ -225,6 +209,31 @@ def describe(
   }
   weights = traverse_util.flatten_dict(variables, sep='/')
   return program_lib.Program(function, weights, metadata)
+
+
+def make_function(
+  config: ml_collections.ConfigDict, fusion: score_lib.Fusion
+) -> Callable[..., dict[str, jax.Array]]:
+  """`Program.function` of a config: weights are its variables, `/` in names."""
+  # Rematerialisation serves gradients alone; the exported program has none.
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked():
+    plain.student.remat = False
+  model = dmdd.from_config(plain)
+
+  def function(
+    weights: dict[str, jax.Array], images: jax.Array
+  ) -> dict[str, jax.Array]:
+    prediction = score_lib.predict_step(
+      model,
+      config.eval,
+      traverse_util.unflatten_dict(weights, sep='/'),
+      fusion,
+      images,
+    )
+    return {'score': prediction.image_score, 'map': prediction.map}
+
+  return function
 
 
 def write_onnx(program: program_lib.Program, path: str) -> None:

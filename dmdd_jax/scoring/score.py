@@ -192,8 +192,16 @@ def make_predict_step(
   """The jitted (variables, fusion, images) -> `Prediction`, images sharded."""
   replicated = sharding.replicated(mesh)
   batched = sharding.batched(mesh)
-  return jax.jit(
+  # Each device for its own rows: jit's partitioner would gather all maps on
+  # each device to look for the highest pixels.
+  predict = jax.shard_map(
     functools.partial(predict_step, model, config.eval),
+    mesh=mesh,
+    in_specs=(replicated.spec, replicated.spec, batched.spec),
+    out_specs=batched.spec,
+  )
+  return jax.jit(
+    predict,
     in_shardings=(replicated, replicated, batched),
     out_shardings=batched,
   )

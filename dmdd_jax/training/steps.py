@@ -13,7 +13,6 @@ Synopsis:
 """
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any
 
 import jax
@@ -54,12 +53,19 @@ def head_is_trained(config: ml_collections.ConfigDict, steps: int) -> bool:
   return phase(config, steps - 1) != 'distill'
 
 
-def _split(features: Any, batch: int) -> tuple[Any, Any]:
-  """Undoes a concatenation of two batches, for each level."""
-  return (
-    tuple(f[:batch] for f in features),
-    tuple(f[batch:] for f in features),
-  )
+def _paired(first: jax.Array, second: jax.Array) -> jax.Array:
+  """Two batches (B, ...) as one (2 B, ...), whose rows take turns.
+
+  One after the other, half of the rows would have to move to another device.
+  """
+  pairs = jnp.stack([first, second], axis=1)
+  return pairs.reshape(-1, *first.shape[1:])
+
+
+def _unpaired(features: dmdd.Features) -> tuple[dmdd.Features, dmdd.Features]:
+  """Undoes `_paired`, for each level."""
+  pairs = [f.reshape(-1, 2, *f.shape[1:]) for f in features]
+  return tuple(p[:, 0] for p in pairs), tuple(p[:, 1] for p in pairs)
 
 
 def distillation_loss(
@@ -104,9 +110,8 @@ def _teach(
   image = batch['image']
   if 'normal_taps' in batch:
     return batch['normal_taps'], model.apply(variables, image, method='teach')
-  both = jnp.concatenate([batch['normal'], image])
-  taps = model.apply(variables, both, method='teach')
-  return _split(taps, image.shape[0])
+  both = _paired(batch['normal'], image)
+  return _unpaired(model.apply(variables, both, method='teach'))
 
 
 def _student_pass(
@@ -122,14 +127,13 @@ def _student_pass(
     abnormality, taps) of x_a for the head.
   """
   image, mask = batch['image'], batch['mask']
-  size = image.shape[0]
   taps_normal, taps_image = _teach(model, variables, batch)
   inputs, seen, target = image, taps_image, taps_normal
   if config.loss.on_normal:
-    inputs = jnp.concatenate([batch['normal'], image])
-    seen = tuple(map(jnp.concatenate, zip(taps_normal, taps_image)))
-    target = tuple(jnp.concatenate([t, t]) for t in taps_normal)
-    mask = jnp.concatenate([jnp.zeros_like(mask), mask])
+    inputs = _paired(batch['normal'], image)
+    seen = tuple(map(_paired, taps_normal, taps_image))
+    target = tuple(map(_paired, taps_normal, taps_normal))
+    mask = _paired(jnp.zeros_like(mask), mask)
   (normality, abnormality), updated = model.apply(
     variables, inputs, seen, True, method='study', mutable=['batch_stats']
   )
@@ -137,8 +141,8 @@ def _student_pass(
     config, normality, abnormality, seen, target, mask
   )
   if config.loss.on_normal:
-    normality = _split(normality, size)[1]
-    abnormality = _split(abnormality, size)[1]
+    normality = _unpaired(normality)[1]
+    abnormality = _unpaired(abnormality)[1]
   features = (normality, abnormality, taps_image)
   return loss, metrics, updated['batch_stats']['student'], features
 
@@ -297,7 +301,7 @@ def make_train_steps(
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Callable[..., tuple[train_state.TrainState, Metrics]]]:
   """The jitted step function of each phase; `state` is donated."""
-  optimizers = train_state.make_optimizers(config)
+  optimizers = train_state.make_optimizers(config, mesh)
   replicated = sharding.replicated(mesh)
 
   def jitted(parts: tuple[str, ...]):
@@ -329,27 +333,34 @@ class TeacherCache:
     images: np.ndarray,
     batch_size: int,
   ):
-    """Computes the features of images (M, S, S, 3) uint8, M >= 1."""
-    replicated = sharding.replicated(mesh)
+    """Computes the features of images (M, S, S, 3) uint8, M >= 1.
 
-    @functools.partial(jax.jit, out_shardings=replicated)
+    Each device computes its share of `batch_size` images at a time, a multiple
+    of their number.
+    """
+    replicated, batched = sharding.replicated(mesh), sharding.batched(mesh)
+
     def teach(variables, rows):
-      return model.apply(
-        variables, rows.astype(jnp.float32) / 255.0, method='teach'
-      )
+      images = rows.astype(jnp.float32) / 255.0
+      return model.apply(variables, images, method='teach')
 
+    teach = jax.jit(
+      teach, in_shardings=(replicated, batched), out_shardings=batched
+    )
     parts = []
     for start in range(0, len(images), batch_size):
       rows = images[start : start + batch_size]
       edges = [(0, batch_size - len(rows))] + [(0, 0)] * 3
-      taps = jax.device_get(teach(variables, np.pad(rows, edges)))
+      padded = sharding.local_rows(mesh, np.pad(rows, edges))
+      batch = sharding.to_global(mesh, {'rows': padded})
+      taps = sharding.to_host(mesh, teach(variables, batch['rows']))
       parts.append([tap[: len(rows)] for tap in taps])
     taps = tuple(np.concatenate(level) for level in zip(*parts))
     self.taps = sharding.replicate(mesh, taps)
     self._look_up = jax.jit(
       lambda taps, rows: tuple(jnp.take(tap, rows, axis=0) for tap in taps),
-      in_shardings=(replicated, sharding.batched(mesh)),
-      out_shardings=sharding.batched(mesh),
+      in_shardings=(replicated, batched),
+      out_shardings=batched,
     )
 
   def __call__(self, rows: jax.Array) -> tuple[jax.Array, ...]:

@@ -56,13 +56,16 @@ def frozen_at(state: TrainState) -> jax.Array:
 
 
 def make_optimizer(
-  options: ml_collections.ConfigDict, steps: int
+  options: ml_collections.ConfigDict,
+  steps: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> optax.GradientTransformation:
   """Builds the optimiser of one part.
 
   Args:
     options: `config.train.student` or `config.train.head`.
     steps: updates the part will see; its schedule ends there.
+    mesh: the devices that share Muon's work; None repeats it on each.
   """
   rate = _schedule(options, options.learning_rate, steps)
   if options.kind == 'muon':
@@ -72,6 +75,7 @@ def make_optimizer(
         rate, b1=options.b1, b2=options.b2, weight_decay=0.0, nesterov=True
       ),
       options.weight_decay,
+      mesh,
     )
   elif options.kind == 'sgd':
     update = optax.sgd(rate, momentum=options.b1)
@@ -103,9 +107,14 @@ def _schedule(
 
 
 def make_optimizers(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
 ) -> dict[str, optax.GradientTransformation]:
-  """The optimisers of the student and, unless it is 'none', of the head."""
+  """The optimisers of the student and, unless it is 'none', of the head.
+
+  Args:
+    config: of both.
+    mesh: see `make_optimizer`.
+  """
   train = config.train
   student_steps = train.distill_steps
   head_steps = train.total_steps - train.distill_steps
@@ -113,9 +122,9 @@ def make_optimizers(
     student_steps = train.total_steps
   elif train.joint:
     student_steps = head_steps = train.total_steps
-  optimizers = {'student': make_optimizer(train.student, student_steps)}
+  optimizers = {'student': make_optimizer(train.student, student_steps, mesh)}
   if config.head.kind != 'none':
-    optimizers['head'] = make_optimizer(train.head, head_steps)
+    optimizers['head'] = make_optimizer(train.head, head_steps, mesh)
   return optimizers
 
 
