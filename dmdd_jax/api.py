@@ -141,10 +141,9 @@ def command_line(config: ml_collections.ConfigDict, workdir: str) -> str:
 class Inspector(predict.Inspector):
   """A trained model; also evaluates, exports, draws and reports.
 
+  It has `config`, `calibration` and `step` of `predict.Inspector` too.
+
   Attributes:
-    config: of the training.
-    calibration: thresholds and scales from held-out normal images.
-    step: of the checkpoint.
     workdir: the folder it was loaded from.
     folder: that of its category, with `checkpoints/`.
   """
