@@ -28,6 +28,7 @@ NOT_RUN = {
   r'\S*python -m pytest': 'runs this test; .ci/run does',
   r'\S*python tools/reproduce\.py ': 'trains a real network; see test_api',
   r'\S*python tools/serve\.py ': 'serves until it is stopped; see test_serve',
+  r'.* --watch\b': 'watches until it is stopped; see test_watch',
 }
 # Commands that run here.
 RUN = r'(\.venv/bin/)?python (-m dmdd_jax\.main|tools/\w+\.py|-c) '
