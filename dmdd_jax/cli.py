@@ -186,11 +186,8 @@ def explain_config_error(argv: Sequence[str]) -> str | None:
   except (*USER_ERRORS, KeyError, TypeError) as error:
     return f'--config={given[""]}: {error}'
   for name in given:
-    node: Any = config
-    for key in name.split('.') if name else ():
-      if not isinstance(node, ml_collections.ConfigDict) or key not in node:
-        return _unknown(name, key, node)
-      node = node[key]
+    if name and (unknown := unknown_field(config, name)):
+      return f'--config.{name}: {unknown}'
   return None
 
 
@@ -265,11 +262,21 @@ def _config_arguments(argv: Sequence[str]) -> dict[str, str]:
   return overrides
 
 
-def _unknown(name: str, key: str, node: Any) -> str:
+def unknown_field(config: ml_collections.ConfigDict, name: str) -> str | None:
+  """What to say of a field, 'train.batch_size', that a config has not."""
+  node: Any = config
+  for key in name.split('.'):
+    if not isinstance(node, ml_collections.ConfigDict) or key not in node:
+      return _unknown(key, node)
+    node = node[key]
+  return None
+
+
+def _unknown(key: str, node: Any) -> str:
   legal = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
   near = difflib.get_close_matches(key, legal, 1)
   hint = f' Did you mean {near[0]!r}?' if near else ''
   return (
-    f'--config.{name}: there is no field {key!r}.{hint} Legal names here:'
+    f'there is no field {key!r}.{hint} Legal names here:'
     f' {", ".join(legal) or "(none, this is a value)"}'
   )

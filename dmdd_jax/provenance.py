@@ -1,17 +1,46 @@
-"""Where a result comes from: config, revision, versions, device, time."""
+"""Where a result comes from: command, config, revision, versions, device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import contextvars
 import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from typing import Any
 
 import jax
 import ml_collections
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# Set by whoever calls this package; None means that the program's own counts.
+_COMMAND: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+  'command', default=None
+)
+# A process that launch/groups.py starts is part of the command without it.
+_GROUP = '--category_group='
+
+
+def command() -> str:
+  """The command that this process runs, as a shell takes it.
+
+  Python is 'python' in it, whatever it was started by.
+  """
+  words = (w for w in sys.orig_argv[1:] if not w.startswith(_GROUP))
+  return _COMMAND.get() or shlex.join(['python', *words])
+
+
+@contextlib.contextmanager
+def command_is(text: str) -> Iterator[None]:
+  """Has `command` return this text, for calls that no command line made."""
+  token = _COMMAND.set(text)
+  try:
+    yield
+  finally:
+    _COMMAND.reset(token)
 
 
 def git_revision() -> str | None:
@@ -55,13 +84,17 @@ def describe(
 
   Args:
     config: that was evaluated.
-    meta: of the checkpoint; the teacher's fingerprint is taken from it.
+    meta: of the checkpoint; the teacher's fingerprint and the command that
+      trained are taken from it. Older checkpoints have no command.
     step: of the checkpoint.
     seconds: wall time of what made the result.
     revision: `git_revision()` as that began.
   """
   device = jax.devices()[0]
   return {
+    'command': command(),
+    'training_command': meta.get('command'),
+    'directory': os.getcwd(),
     'category': config.data.category,
     'step': step,
     'seed': config.seed,

@@ -7,7 +7,7 @@ Synopsis:
   results = run.evaluate_workdir('runs/mvtec/screw')
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 import json
 import os
 import time
@@ -21,7 +21,7 @@ from dmdd_jax import config as config_lib
 from dmdd_jax import evaluate
 from dmdd_jax import provenance
 from dmdd_jax import storage
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.data import files
 from dmdd_jax.data import folder as folder_lib
 from dmdd_jax.data import images as images_lib
@@ -52,6 +52,7 @@ def train_and_evaluate(
   workdir: str,
   profile_steps: str | None = None,
   revision: str | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Trains one category, from its newest checkpoint on, and evaluates it.
 
@@ -64,6 +65,7 @@ def train_and_evaluate(
       plugins/profile/ of the workdir, for TensorBoard.
     revision: `provenance.git_revision()` as the program began; that of now by
       default.
+    progress: see `Trainer.run`.
 
   Returns:
     The final state, and what stands in results.json. Under `incomplete` are
@@ -75,14 +77,14 @@ def train_and_evaluate(
     Preempted: SIGTERM or Ctrl-C came and the state is saved.
   """
   started = time.time()
-  profile = train.parse_steps(profile_steps)
+  profile = trainer_lib.parse_steps(profile_steps)
   revision = revision or provenance.git_revision()
   config_lib.check(config)
   _make_workdir(workdir)
   with preemption.watched(), lock.held(workdir):
-    trainer = train.Trainer(config, workdir)
+    trainer = trainer_lib.Trainer(config, workdir)
     try:
-      trainer.run(profile)
+      trainer.run(profile, progress)
       results = _evaluate(
         trainer.predictor,
         trainer.state,
@@ -168,6 +170,7 @@ def run_categories(
   workdir: str,
   profile_steps: str | None = None,
   share: tuple[int, int] = (0, 1),
+  progress: Callable[[int, int], None] | None = None,
 ) -> str:
   """Trains and evaluates every category; a finished one is not run again.
 
@@ -180,6 +183,7 @@ def run_categories(
     profile_steps: see `train_and_evaluate`.
     share: (index, count): run every count-th category from that index on. The
       tables are of all that are finished by then, whoever ran them.
+    progress: see `Trainer.run`.
 
   Returns:
     The table over the categories, as text.
@@ -204,7 +208,9 @@ def run_categories(
     for category in mine:
       single = for_category(config, category)
       directory = os.path.join(workdir, category)
-      rows[category] = _run_category(single, directory, profile_steps, revision)
+      rows[category] = _run_category(
+        single, directory, profile_steps, revision, progress
+      )
       missing |= rows[category].get('incomplete', {})
       table = _write_tables(config, rows, workdir)
   if jax.process_index() == 0 and rows:
@@ -265,13 +271,16 @@ def _run_category(
   directory: str,
   profile_steps: str | None,
   revision: str | None,
+  progress: Callable[[int, int], None] | None,
 ) -> Mapping[str, Any]:
   """The results of a category, which is trained unless it is finished."""
   if preemption.anywhere():
     preemption.leave('ended before the next category')
   finished = read_finished(config, directory)
   if finished is None or 'incomplete' in finished:
-    return train_and_evaluate(config, directory, profile_steps, revision)[1]
+    return train_and_evaluate(
+      config, directory, profile_steps, revision, progress
+    )[1]
   logging.info('%s is finished (%s): skipped', config.data.category, directory)
   return finished
 
@@ -302,7 +311,7 @@ def read_finished(
   arch, weights = config.teacher.arch, config.teacher.weights
   if weights != results['config']['teacher']['weights']:
     _, fingerprint = pretrained.load(arch, weights, rng_seed=config.seed)
-    train.check_teacher(directory, results, config, fingerprint)
+    trainer_lib.check_teacher(directory, results, config, fingerprint)
   return results
 
 
@@ -332,6 +341,7 @@ def evaluate_workdir(
   maps: str | os.PathLike | None = None,
   recalibrate: bool = False,
   revision: str | None = None,
+  records: Sequence[records_lib.Record] | None = None,
 ) -> dict[str, Any]:
   """Evaluates a category's checkpoint and writes its results and pictures.
 
@@ -348,6 +358,7 @@ def evaluate_workdir(
     recalibrate: fit fusion and thresholds again on the images that training
       held out, instead of taking those stored with the checkpoint.
     revision: see `train_and_evaluate`.
+    records: the test images; those that the config names by default.
 
   Returns:
     What stands in `results.json`.
@@ -361,9 +372,12 @@ def evaluate_workdir(
   images_lib.allow_pixels(config.data.max_pixels)
   if recalibrate:
     _check_same_split(stored.data, config.data)
-  dataset = layouts.list_dataset(config.data)
+  if records is None or recalibrate:
+    dataset = layouts.list_dataset(config.data)
+  if records is None:
+    records = dataset.test
   records = images_lib.validate(
-    dataset.test,
+    records,
     config.data.on_bad_image,
     white_level=config.data.white_level,
   )

@@ -8,7 +8,7 @@ import os
 
 from dmdd_jax import cli
 from dmdd_jax import main
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.models import resnet
 from dmdd_jax.training import checkpoint
 
@@ -20,7 +20,7 @@ def _die(where, step):
     os.kill(os.getpid(), int(SIGNAL))
 
 
-def _batches(self, first, shard=None, original=train.Trainer.batches):
+def _batches(self, first, shard=None, original=trainer_lib.Trainer.batches):
   for step, batch in enumerate(original(self, first, shard), first):
     _die('step', step)
     yield batch
@@ -34,6 +34,6 @@ def _save(manager, step, state, meta, original=checkpoint.save):
 if __name__ == '__main__':
   small = resnet.Spec((1, 1, 1, 1), bottleneck=False)
   resnet.SPECS['resnet18'] = small
-  train.Trainer.batches = _batches
+  trainer_lib.Trainer.batches = _batches
   checkpoint.save = _save
   cli.run(main.main)

@@ -17,7 +17,7 @@ import pytest
 
 from configs import mvtec
 from dmdd_jax import run as run_lib
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -359,13 +359,13 @@ def test_bad_images_are_skipped_on_request(good, tmp_path, monkeypatch):
   _cut(root / 'surface' / 'test' / 'dent' / '000.png', 0)
   _resize_mask(root / 'surface')
   seen = {}
-  load_data = train.load_data
+  load_data = trainer_lib.load_data
 
   def look(config):
     seen['data'] = load_data(config)
     return seen['data']
 
-  monkeypatch.setattr(train, 'load_data', look)
+  monkeypatch.setattr(trainer_lib, 'load_data', look)
   results = _train(root, tmp_path / 'run', data__on_bad_image='skip')
   data = seen['data']
   assert len(data.images) + len(data.held_out) == 7

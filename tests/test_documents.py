@@ -1,8 +1,9 @@
-"""The code blocks of README.md and docs/tour.md run as they are written.
+"""The code blocks of README.md, docs/tour.md and docs/api.md run as written.
 
 Each document's blocks run in order, in one folder of their own, on small
 generated images under the paths that the documents name. The programs are the
-real ones; the network is small, and trainings get the budget in SMALL.
+real ones; the network is small, and trainings get the budget in SMALL, those
+of `dmdd_jax.train` by SMALL_TRAIN.
 """
 
 import os
@@ -19,13 +20,15 @@ import pytest
 
 from dmdd_jax.data import surfaces
 
-DOCUMENTS = ('README.md', 'docs/tour.md')
+DOCUMENTS = ('README.md', 'docs/tour.md', 'docs/api.md')
 # Commands that a test cannot run, and why.
 NOT_RUN = {
   r'python3 -m venv ': 'makes an environment; .ci/run does',
   r'\S*python -m pip install ': 'installs packages; .ci/run does',
   r'\S*python -m pytest': 'runs this test; .ci/run does',
+  r'\S*python tools/reproduce\.py ': 'trains a real network; see test_api',
   r'\S*python tools/serve\.py ': 'serves until it is stopped; see test_serve',
+  r'.* --watch\b': 'watches until it is stopped; see test_watch',
 }
 # Commands that run here.
 RUN = r'(\.venv/bin/)?python (-m dmdd_jax\.main|tools/\w+\.py|-c) '
@@ -36,6 +39,28 @@ SMALL = [
   *('train.batch_size=2', 'train.total_steps=2', 'train.distill_steps=1'),
   *('train.checkpoint_every=2', 'eval.batch_size=4', 'eval.pictures=1'),
 ]
+# Goes before Python that trains. `minutes` is so short that steps are measured,
+# and the fewest are picked.
+SMALL_TRAIN = f"""
+import ast
+import dmdd_jax
+from dmdd_jax import api
+
+def train(*arguments, minutes=None, config=None, **fields):
+  small = dict(field.split('=') for field in {SMALL!r})
+  for name, value in small.items():
+    try:
+      small[name] = ast.literal_eval(value)
+    except ValueError:
+      pass
+  if minutes is not None:
+    minutes = 1e-4
+    del small['train.total_steps'], small['train.distill_steps']
+  config = (config or {{}}) | small
+  return api.train(*arguments, minutes=minutes, config=config, **fields)
+
+dmdd_jax.train = train
+"""
 HELP = (
   'tests/test_documents.py does not know this. If a test can run it, extend'
   ' RUN (and the images that `folder` writes); if not, add it to NOT_RUN with'
@@ -98,6 +123,8 @@ def folder(tmp_path):
     'parts/good': 'train/good',
     'parts/bad': 'test/scratch',
     'parts/masks': 'ground_truth/scratch',
+    'parts/test': 'test',
+    'parts/ground_truth': 'ground_truth',
   }.items():
     shutil.copytree(surface / source, tmp_path / target)
   (tmp_path / 'new').mkdir()
@@ -121,7 +148,8 @@ def test_blocks_run_as_written(name, folder, cache):
   }
   for language, text in blocks(name):
     if language == 'python':
-      todo = [['-c', text]]
+      trains = 'dmdd_jax.train(' in text
+      todo = [['-c', SMALL_TRAIN + text if trains else text]]
     elif language == 'sh':
       todo = [arguments(c) for c in commands(text) if runs(c)]
     else:

@@ -254,7 +254,7 @@ def test_the_defects_of_real_screws_lie_on_the_screw(kind):
 def test_a_training_loads_them_for_its_own_and_its_held_out_images(
   tmp_path, monkeypatch
 ):
-  from dmdd_jax import train  # jax takes a second to import.
+  from dmdd_jax import trainer as trainer_lib  # jax takes a second to import.
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
   for i in range(6):
@@ -265,11 +265,11 @@ def test_a_training_loads_them_for_its_own_and_its_held_out_images(
   config.data.normal = str(tmp_path / 'ok')
   config.data.image_size = SIZE
   config.data.holdout_min = 2
-  data = train.load_data(config)
+  data = trainer_lib.load_data(config)
   assert data.foreground is None and data.held_out_foreground is None
   config.synthesis.foreground = 'otsu'
   config.synthesis.texture_augment = True
-  data = train.load_data(config)
+  data = trainer_lib.load_data(config)
   assert data.foreground.shape == (4, SIZE, SIZE, 1)
   assert data.held_out_foreground.shape == (2, SIZE, SIZE, 1)
   bright = data.images[..., :1] > 120

@@ -27,7 +27,13 @@ def data(tmp_path_factory):
 def _results(workdir):
   results = json.loads((workdir / 'results.json').read_text())
   for row in results.values():
-    for name in ('wall_time_s', 'finished', 'config'):
+    for name in (
+      'wall_time_s',
+      'finished',
+      'config',
+      'command',
+      'training_command',
+    ):
       row.pop(name, None)
   return results
 

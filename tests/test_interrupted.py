@@ -11,7 +11,7 @@ import numpy as np
 import program_helpers
 import pytest
 
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.launch import preemption
 from dmdd_jax.scoring import trained as trained_lib
 
@@ -42,7 +42,7 @@ def _checkpoints(workdir):
 
 def _results(workdir):
   results = json.loads((workdir / 'surface' / 'results.json').read_text())
-  for name in ('wall_time_s', 'finished'):
+  for name in ('wall_time_s', 'finished', 'command', 'training_command'):
     del results[name]
   return results
 
@@ -89,7 +89,7 @@ def test_a_trace_ends_with_the_training_that_raises(tmp_path, monkeypatch):
   def broken(step, phase, batch, cache):
     raise RuntimeError('broken')
 
-  trainer = object.__new__(train.Trainer)
+  trainer = object.__new__(trainer_lib.Trainer)
   trainer.config = program_helpers.tiny_run('')
   trainer.workdir = str(tmp_path)
   trainer.state = types.SimpleNamespace(step=0, params={})
@@ -110,7 +110,7 @@ def test_ctrl_c_saves_and_says_so(signum, tmp_path, monkeypatch, warnings):
     trainer.state.step = number + 1
     os.kill(os.getpid(), signum)
 
-  trainer = object.__new__(train.Trainer)
+  trainer = object.__new__(trainer_lib.Trainer)
   trainer.config = program_helpers.tiny_run('')
   trainer.workdir, trainer.directory = str(tmp_path), 'run/checkpoints'
   trainer.state = types.SimpleNamespace(step=0, params={})
@@ -119,7 +119,7 @@ def test_ctrl_c_saves_and_says_so(signum, tmp_path, monkeypatch, warnings):
   monkeypatch.setattr(trainer, '_step', step)
   monkeypatch.setattr(trainer, '_log', lambda *_: None)
   monkeypatch.setattr(trainer, '_save', lambda done, clock: saved.append(done))
-  monkeypatch.setattr(train.checkpoint, 'wait', lambda manager: None)
+  monkeypatch.setattr(trainer_lib.checkpoint, 'wait', lambda manager: None)
   before = signal.getsignal(signum)
   with pytest.raises(preemption.Preempted) as caught:
     trainer.run()

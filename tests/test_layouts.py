@@ -11,7 +11,7 @@ import pytest
 
 from configs import folder as folder_config
 from dmdd_jax import run as run_lib
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.data import check
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
@@ -308,7 +308,7 @@ def test_images_that_were_trained_on_are_not_tested(root, tmp_path, warnings):
 def test_training_images_that_repeat_are_named(root, warnings):
   for name in ('copy.png', 'again.png'):
     shutil.copy(root / 'ok/3.png', root / 'ok' / name)
-  train.load_data(_tiny(root))
+  trainer_lib.load_data(_tiny(root))
   repeated = [text for text in warnings if 'repeat' in text]
   assert len(repeated) == 1 and '2 of 12 normal images' in repeated[0]
   assert 'copy.png' in repeated[0]

@@ -3,7 +3,7 @@
 import model_helpers
 
 from dmdd_jax import evaluate
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.data import surfaces
 from dmdd_jax.scoring import calibration as calibration_lib
 
@@ -42,7 +42,7 @@ def figures(root, seed=0):
     train__checkpoint_every=120,
     train__log_every=40,
   )
-  trainer = train.Trainer(config, str(root / 'run'))
+  trainer = trainer_lib.Trainer(config, str(root / 'run'))
   try:
     before = _measure(trainer)
     trainer.run()

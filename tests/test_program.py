@@ -14,7 +14,7 @@ import program_helpers
 import pytest
 
 from dmdd_jax import run as run_lib
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.scoring import calibration as calibration_lib
 from dmdd_jax.scoring import position as position_lib
 from dmdd_jax.scoring import predictor as predictor_lib
@@ -116,7 +116,7 @@ def _assert_same_state(workdir, expected):
 
 def _stop(monkeypatch, step, action):
   """Calls `action(batch)` before a step; returns where trainings began."""
-  original, begun = train.Trainer.batches, []
+  original, begun = trainer_lib.Trainer.batches, []
 
   def batches(self, first_step, shard=None):
     begun.append(first_step)
@@ -124,7 +124,7 @@ def _stop(monkeypatch, step, action):
     for number, batch in enumerate(found, first_step):
       yield action(batch) if number == step else batch
 
-  monkeypatch.setattr(train.Trainer, 'batches', batches)
+  monkeypatch.setattr(trainer_lib.Trainer, 'batches', batches)
   return begun
 
 
@@ -213,7 +213,7 @@ def test_training_changed_what_it_should_and_the_teacher_never(
     two, four, six = (getattr(state, kind) for state in states)
     assert not same('student', two, four) and same('head', two, four)
     assert same('student', four, six) and not same('head', four, six)
-  teacher, fingerprint = train.pretrained.load(
+  teacher, fingerprint = trainer_lib.pretrained.load(
     'resnet18', single.teacher.weights
   )
   for state in states:
@@ -228,7 +228,7 @@ def test_each_checkpoint_is_calibrated_with_its_own_positions(finished):
   for step in (2, 6):
     config, state, calibration, _ = trained_lib.load_workdir(folder, step)
     means.append(np.asarray(state.batch_stats['position']['bias']))
-    data = train.load_data(config)
+    data = trainer_lib.load_data(config)
     predictor = predictor_lib.Predictor(config)
     learned = position_lib.learn_positions(predictor, state, data.images)
     np.testing.assert_allclose(
@@ -286,7 +286,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 
   with monkeypatch.context() as patch:
     begun = _stop(patch, 5, spoil)
-    with pytest.raises(train.NonFiniteError) as error:
+    with pytest.raises(trainer_lib.NonFiniteError) as error:
       run_lib.train_and_evaluate(single, workdir)
     assert begun == [2, 5]  # The second time for the batch that is kept.
   # The step is named, and what was kept; replayed, it breaks again.
@@ -387,7 +387,7 @@ def test_a_rate_that_spoils_the_weights_leaves_no_checkpoint(
     train__checkpoint_every=1,
     train__log_every=1,
   )
-  with pytest.raises(train.NonFiniteError, match='after step 0') as error:
+  with pytest.raises(trainer_lib.NonFiniteError, match='after step 0') as error:
     run_lib.train_and_evaluate(
       run_lib.for_category(config, 'surface'), str(tmp_path)
     )

@@ -7,7 +7,7 @@ import pytest
 from configs import default
 from dmdd_jax import provenance
 from dmdd_jax import run as run_lib
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 
 
 class FakeTrainer:
@@ -19,7 +19,7 @@ class FakeTrainer:
   def __init__(self, config, workdir):
     pass
 
-  def run(self, profile):
+  def run(self, profile, progress):
     provenance.git_revision = lambda: 'of the end'
 
   def close(self):
@@ -31,7 +31,7 @@ def test_a_trainings_revision_is_that_of_its_start(
   monkeypatch, tmp_path, given
 ):
   monkeypatch.setattr(provenance, 'git_revision', lambda: 'of the start')
-  monkeypatch.setattr(train, 'Trainer', FakeTrainer)
+  monkeypatch.setattr(trainer_lib, 'Trainer', FakeTrainer)
   monkeypatch.setattr(
     run_lib, '_evaluate', lambda *_, revision, **options: revision
   )

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from dmdd_jax import predict
 from dmdd_jax import run as run_lib
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import tiles
 from dmdd_jax.models import dmdd
@@ -238,7 +238,7 @@ def test_a_run_on_tiles_from_training_to_prediction(tmp_path):
   )
   del config.per_category
   workdir = tmp_path / 'run'
-  data = train.load_data(config)
+  data = trainer_lib.load_data(config)
   assert data.images.shape == (6 * 9, 32, 32, 3)
   assert data.held_out.shape == (2, 72, 72, 3)
   assert data.textures.shape[1:] == (32, 32, 3)

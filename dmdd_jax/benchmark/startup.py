@@ -19,7 +19,7 @@ def run(options: measure.Options) -> list[measure.Figure]:
 
   imports = {
     name: measure.measure(_python('-c', f'import {name}'), options.repeats)
-    for name in ('jax', 'dmdd_jax', 'dmdd_jax.train', 'tensorflow')
+    for name in ('jax', 'dmdd_jax', 'dmdd_jax.trainer', 'tensorflow')
   }
   bare = measure.measure(_python('-c', 'pass'), options.repeats)
   figures = [
@@ -31,7 +31,7 @@ def run(options: measure.Options) -> list[measure.Figure]:
     )
     for name in imports
   ]
-  floor = imports['dmdd_jax.train'].median + imports['tensorflow'].median
+  floor = imports['dmdd_jax.trainer'].median + imports['tensorflow'].median
   with tempfile.TemporaryDirectory() as folder:
     # As configs/demo.py would, which then finds them there.
     surfaces.write_surfaces(f'{folder}/data', size=options.size, seed=0)

@@ -2,14 +2,14 @@
 
 Synopsis:
 
-  trainer = train.Trainer(config, 'runs/mvtec/screw')
+  trainer = trainer_lib.Trainer(config, 'runs/mvtec/screw')
   try:
     trainer.run()
   finally:
     trainer.close()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -269,11 +269,17 @@ class Trainer:
       foreground=self.data.foreground,
     ).as_numpy_iterator()
 
-  def run(self, profile: range = range(0)) -> None:
+  def run(
+    self,
+    profile: range = range(0),
+    progress: Callable[[int, int], None] | None = None,
+  ) -> None:
     """Takes the remaining steps; saves checkpoints on the way and at the end.
 
     Args:
       profile: the steps to trace for TensorBoard.
+      progress: called after each step with the number of steps taken and that
+        of all; the device may still be computing.
 
     Raises:
       NonFiniteError: a loss, a gradient or the maps are not finite.
@@ -303,6 +309,8 @@ class Trainer:
           trace.enter_context(jax.profiler.trace(self.workdir))
         self._step(step, phase, batch, cache)
         done = step + 1
+        if progress is not None:
+          progress(done, train.total_steps)
         last = done == train.total_steps
         if profile and done == profile.stop:
           jax.block_until_ready(self.state)
@@ -462,6 +470,7 @@ class Trainer:
       'teacher_fingerprint': self.fingerprint,
       'calibration': calibration.to_dict(),
       'validation': scores,
+      'command': provenance.command(),
       'versions': provenance.versions(),
       'trained_on': sorted(trained_on),
     }

@@ -3,7 +3,7 @@
 import program_helpers
 import pytest
 
-from dmdd_jax import train
+from dmdd_jax import trainer as trainer_lib
 
 pytestmark = pytest.mark.usefixtures('small_network')
 
@@ -31,7 +31,7 @@ def test_no_step_waits_for_the_one_before(tmp_path):
     train__log_every=10,
     train__checkpoint_every=20,
   )
-  trainer, inputs = train.Trainer(config, str(tmp_path / 'run')), []
+  trainer, inputs = trainer_lib.Trainer(config, str(tmp_path / 'run')), []
   start = trainer.state
 
   def step(state, batch):
