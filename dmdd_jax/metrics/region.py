@@ -85,12 +85,15 @@ class Pixels(NamedTuple):
       index: int,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
       scores, regions = self.read(index)
-      weight = None if weights is None else np.append(0.0, weights[index])
-      return scores, regions, weight
+      if regions is None:
+        return scores, None, None
+      hits = np.flatnonzero(regions)
+      weight = None if weights is None else weights[index][regions[hits] - 1]
+      return scores, hits, weight
 
     block = None
     if isinstance(self.regions, store_lib.ArraySpool):
-      block = min(2**24, max(2**20, sum(self.sizes) // 4))
+      block = 2**20
     return ranking.steps(read, self.sizes, block)
 
   def region_weights(self) -> list[np.ndarray]:
