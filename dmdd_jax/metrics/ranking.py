@@ -30,9 +30,8 @@ Read = Callable[[int], tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]
 # Positives of a block: about 100 bytes each, with the tables to look them up.
 _BLOCK = 2**22
 _SAMPLE = 2**16
-# Scores to find places for at a time, which stay in a core's cache.
-_CHUNK = 2**16
-_WORKERS = min(2, os.cpu_count() or 1)
+# Threads: two cores gain most of what there is.
+WORKERS = min(2, os.cpu_count() or 1)
 
 
 class Steps(NamedTuple):
@@ -188,7 +187,10 @@ def f1_max(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
 
 
 def steps(
-  read: Read, sizes: Sequence[int], block: int | None = None
+  read: Read,
+  sizes: Sequence[int],
+  block: int | None = None,
+  head: float = 1.0,
 ) -> Iterator[Steps]:
   """Yields blocks of `Steps` over a set of images, highest scores first.
 
@@ -204,16 +206,18 @@ def steps(
       are none; weights (p,) float64 of the positives, or None for 1.
     sizes: n of each image.
     block: approximate number of positives to hold at a time.
+    head: share of the highest scores after which a block ends, about, for a
+      caller that needs no more; 1 or more for none.
 
   Yields:
     Non-empty `Steps`; nothing if there are no positives.
   """
   above = 0
-  with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
-    workers = _WORKERS if sum(sizes) > 2**18 else 1
+  with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+    workers = WORKERS if sum(sizes) > 2**18 else 1
     shares = [range(k, len(sizes), workers) for k in range(workers)]
-    table = sum(sizes) >= _CHUNK
-    for cell in _cells(read, sizes, block or _BLOCK):
+    table = sum(sizes) >= places.CHUNK
+    for cell in _cells(read, sizes, block or _BLOCK, head):
       counted, negatives = _block(read, cell, above, shares, table, pool)
       above += negatives
       if counted.score.size:
@@ -250,15 +254,18 @@ class _Cell(NamedTuple):
     return inside
 
 
-def _cells(read: Read, sizes: Sequence[int], block: int) -> list[_Cell]:
+def _cells(
+  read: Read, sizes: Sequence[int], block: int, head: float
+) -> list[_Cell]:
   """Cuts the scores into cells of about `block` positives, highest first."""
-  sample, total = _sample(read, sizes)
+  sample, everything, total = _sample(read, sizes)
   if not total:
     return []
   blocks = -(-total // block)
-  cuts, repeats = np.unique(
-    sample[len(sample) * np.arange(1, blocks) // blocks], return_counts=True
-  )
+  marks = sample[len(sample) * np.arange(1, blocks) // blocks]
+  if head < 1:
+    marks = np.append(marks, everything[int((1 - head) * len(everything))])
+  cuts, repeats = np.unique(marks, return_counts=True)
   cells: list[_Cell] = []
   low, closed = None, False
   for cut, repeat in zip(cuts, repeats, strict=True):
@@ -270,19 +277,29 @@ def _cells(read: Read, sizes: Sequence[int], block: int) -> list[_Cell]:
   return cells[::-1]
 
 
-def _sample(read: Read, sizes: Sequence[int]) -> tuple[np.ndarray, int]:
-  """Scores of random positives, ascending, and the number of positives."""
+def _sample(
+  read: Read, sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Draws scores.
+
+  Returns:
+    Scores of random positives and of random pixels, both ascending, and the
+    number of all positives.
+  """
   rng = np.random.default_rng(0)
   share = min(1.0, _SAMPLE / max(sum(sizes), 1))
+  positives: list[np.ndarray] = []
   scores: list[np.ndarray] = []
   total = 0
   for index in range(len(sizes)):
     image, hits, _ = read(index)
+    picks = rng.integers(max(len(image), 1), size=int(len(image) * share) + 1)
+    scores.append(image[picks[: len(image)]])
     if hits is not None and len(hits):
       total += len(hits)
-      picks = rng.integers(len(hits), size=int(np.ceil(len(hits) * share)))
-      scores.append(image[hits[picks]])
-  return np.sort(_join(scores)), total
+      picks = rng.integers(len(hits), size=int(len(hits) * share) + 1)
+      positives.append(image[hits[picks]])
+  return np.sort(_join(positives)), np.sort(_join(scores)), total
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
@@ -319,8 +336,8 @@ def _count(
   )
   for index in images:
     scores, hits, weight = read(index)
-    for start in range(0, len(scores), _CHUNK):
-      chunk = cell.take(scores[start : start + _CHUNK])
+    for start in range(0, len(scores), places.CHUNK):
+      chunk = cell.take(scores[start : start + places.CHUNK])
       places.count(marks, chunk, counts.places)
     if hits is None:
       continue
