@@ -47,14 +47,14 @@ class Marks(NamedTuple):
   shared: np.ndarray
 
 
-def prepare(values: np.ndarray, table: bool = True) -> Marks:
+def prepare(values: np.ndarray, tabled: bool = True) -> Marks:
   """Makes `Marks` of (K,) ascending, distinct, finite floats.
 
   Args:
     values: the marks, float32 or float64.
-    table: whether to make the table, which pays for 2**16 scores and more.
+    tabled: whether to make the table, which pays for 2**16 scores and more.
   """
-  if not table or not len(values):
+  if not tabled or not len(values):
     none = np.empty(0, np.int32)
     return Marks(values, none, none, none, none)
   keys = _keys(values)

@@ -151,11 +151,13 @@ def tally_pixels(
   tally = functools.partial(
     _tally, pixels, normal, group, marks, len(thresholds)
   )
-  with concurrent.futures.ThreadPoolExecutor(ranking.WORKERS) as pool:
-    shares = [
-      range(k, len(group), ranking.WORKERS) for k in range(ranking.WORKERS)
-    ]
-    return PixelTallies(*map(sum, zip(*pool.map(tally, shares), strict=True)))
+  workers = ranking.WORKERS
+  shares = [range(k, len(group), workers) for k in range(workers)]
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    parts = pool.map(tally, shares)
+    return functools.reduce(
+      lambda a, b: PixelTallies(*map(np.add, a, b)), parts
+    )
 
 
 def _tally(
