@@ -105,9 +105,9 @@ def find(marks: Marks, scores: np.ndarray) -> np.ndarray:
   keys &= _LOW
   keys >>= marks.shift[upper]
   cells += keys
-  found = marks.table[cells]
-  unsure = np.flatnonzero(found < 0)
-  lowest = -1 - found[unsure]
+  place = marks.table[cells]
+  unsure = np.flatnonzero(place < 0)
+  lowest = -1 - place[unsure]
   scores = scores[unsure]
   mark = values[lowest]
   above = scores > mark
@@ -116,8 +116,8 @@ def find(marks: Marks, scores: np.ndarray) -> np.ndarray:
   exact += scores >= mark
   several = np.flatnonzero(above & marks.shared[lowest])
   exact[several] = _search(values, scores[several])
-  found[unsure] = exact
-  return found
+  place[unsure] = exact
+  return place
 
 
 def _search(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
