@@ -134,7 +134,8 @@ def test_blocks_do_not_change_the_steps(scores, groups, block):
   def read(index):
     if not groups[index].any():
       return scores[index], None, None
-    return scores[index], groups[index], weights
+    hits = np.flatnonzero(groups[index])
+    return scores[index], hits, weights[groups[index][hits]]
 
   blocks = list(ranking.steps(read, [40] * 5, block))
   marks = np.unique(scores[groups > 0])[::-1]

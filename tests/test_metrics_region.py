@@ -412,7 +412,8 @@ def test_bad_input_is_named():
 def test_many_regions_need_a_wider_index():
   mask = np.zeros((64, 64), np.uint8)
   mask[::2, ::2] = 1
-  found, areas = region.label_regions(mask)
+  found, areas, corner = region.label_regions(mask)
+  assert found.shape == (63, 63) and corner == (0, 0)
   assert found.dtype == np.uint16 and len(areas) == 1024
   np.testing.assert_array_equal(np.bincount(found.ravel())[1:], areas)
 

@@ -50,7 +50,7 @@ def images(
   rows = []
   for index, areas in enumerate(pixels.areas):
     row = {
-      'highest': float(pixels.read(index)[0].max()),
+      'highest': float(pixels.read(index).max()),
       'defects': len(areas),
       'aupimo': float(aupimo[index]),
       'pro_per_image': float(pro[index]),
@@ -91,6 +91,7 @@ def defects(
     areas = pixels.areas[index]
     split = np.split(scores[hit], np.cumsum(areas)[:-1])
     boxes = ndimage.find_objects(pixels.regions[index].astype(np.int64))
+    top, left = pixels.corners[index]
     for number, (inside, box) in enumerate(zip(split, boxes, strict=True), 1):
       parts.append(np.unique(inside, return_counts=True))
       rows.append(
@@ -98,10 +99,10 @@ def defects(
           'image': index,
           'region': number,
           'area': len(inside),
-          'top': box[0].start,
-          'left': box[1].start,
-          'bottom': box[0].stop,
-          'right': box[1].stop,
+          'top': top + box[0].start,
+          'left': left + box[1].start,
+          'bottom': top + box[0].stop,
+          'right': left + box[1].stop,
           'highest': float(inside[-1]),
         }
       )

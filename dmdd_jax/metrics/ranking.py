@@ -7,9 +7,8 @@ Synopsis:
 These metrics, and AU-PRO, need only a few counts at each distinct score of a
 positive. `steps` computes the counts from the highest score down, in blocks of
 bounded size. A set larger than memory costs more passes over the data, not
-more memory. Nothing is binned, and no global argsort is made: each block's
-anomaly-free scores are sorted once, without labels, and the counts are looked
-up in them.
+more memory. The scores of positives, which are few, are sorted. All others are
+only counted between them (see `places`): they are neither sorted nor copied.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +20,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dmdd_jax.metrics import places
 from dmdd_jax.metrics import store as store_lib
 
-# Reads an image by its index: scores (n,), groups (n,) or None, and weights
-# (G + 1,) or None, as described in `steps`.
+# Reads an image by its index: scores (n,), hits (p,) or None, and weights (p,)
+# or None, as described in `steps`.
 Read = Callable[[int], tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]
 
-# Pixels of a block, counting a positive as _POSITIVE_COST anomaly-free ones,
-# for it is argsorted with its weight.
-_BLOCK = 2**20
-_POSITIVE_COST = 6
+# Positives of a block: about 100 bytes each, with the tables to look them up.
+_BLOCK = 2**22
 _SAMPLE = 2**16
-_WORKERS = min(2, os.cpu_count() or 1)
+# Threads: two cores gain most of what there is.
+WORKERS = min(2, os.cpu_count() or 1)
 
 
 class Steps(NamedTuple):
@@ -131,7 +130,7 @@ def ranking(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Ranking:
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, None]:
       part = slice(starts[index], starts[index] + chunk)
-      return flat[part], truth[part], None
+      return flat[part], np.flatnonzero(truth[part]), None
 
     sizes = [min(chunk, truth.size - start) for start in starts]
     for block in steps(read, sizes):
@@ -188,39 +187,41 @@ def f1_max(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[float, float]:
 
 
 def steps(
-  read: Read, sizes: Sequence[int], block_pixels: int | None = None
+  read: Read,
+  sizes: Sequence[int],
+  block: int | None = None,
+  head: float = 1.0,
 ) -> Iterator[Steps]:
   """Yields blocks of `Steps` over a set of images, highest scores first.
 
   Memory depends on the size of a block, not on the size of the set: the range
-  of scores is cut at quantiles of a sample, and each block gathers its own
-  scores in a pass over the images. A score that fills a block by itself
-  (saturated maps) is counted without being gathered. The cuts do not change the
-  result.
+  of scores is cut at quantiles of a sample of the positives, and each block
+  takes its own scores in two passes over the images. A score that fills a block
+  by itself (saturated maps) is counted without being gathered. The cuts do not
+  change the result.
 
   Args:
-    read: function of the image's index to (scores, groups, weights): scores
-      (n,) floats; groups (n,) integers, > 0 on positives, or None if there are
-      none; weights (G + 1,) float64, the weight of a positive of each group,
-      or None for 1.
+    read: function of the image's index to (scores, hits, weights): scores (n,)
+      floats; hits (p,) integers, the indices of the positives, or None if there
+      are none; weights (p,) float64 of the positives, or None for 1.
     sizes: n of each image.
-    block_pixels: approximate number of pixels to hold at a time; a positive
-      counts as six. By default a quarter of the set, at least 2**20.
+    block: approximate number of positives to hold at a time.
+    head: share of the highest scores after which a block ends, about, for a
+      caller that needs no more; 1 or more for none.
 
   Yields:
     Non-empty `Steps`; nothing if there are no positives.
   """
-  block_pixels = block_pixels or max(_BLOCK, sum(sizes) // 4)
   above = 0
-  with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
-    workers = _WORKERS if sum(sizes) > 2**18 else 1
+  with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+    workers = WORKERS if sum(sizes) > 2**18 else 1
     shares = [range(k, len(sizes), workers) for k in range(workers)]
-    for cell in _cells(read, sizes, block_pixels):
-      parts = list(pool.map(functools.partial(_gather, read, cell), shares))
-      block, negatives = _block(parts, cell, above, pool)
+    table = sum(sizes) >= places.CHUNK
+    for cell in _cells(read, sizes, block or _BLOCK, head):
+      counted, negatives = _block(read, cell, above, shares, table, pool)
       above += negatives
-      if block.score.size:
-        yield block
+      if counted.score.size:
+        yield counted
 
 
 class _Cell(NamedTuple):
@@ -235,6 +236,11 @@ class _Cell(NamedTuple):
     """Whether the cell holds one score alone."""
     return self.low is not None and self.low == self.high
 
+  def take(self, scores: np.ndarray) -> np.ndarray:
+    """Those of the (n,) scores that are in the cell."""
+    inside = self.holds(scores)
+    return scores if inside is None else scores[inside]
+
   def holds(self, scores: np.ndarray) -> np.ndarray | None:
     """Which of the (n,) scores are in the cell, (n,) bool; None for all."""
     if self.single:
@@ -248,18 +254,18 @@ class _Cell(NamedTuple):
     return inside
 
 
-def _cells(read: Read, sizes: Sequence[int], block_pixels: int) -> list[_Cell]:
-  """Cuts the scores into cells of about `block_pixels`, highest first."""
-  total = sum(sizes)
-  if total * _POSITIVE_COST <= block_pixels:
-    return [_Cell(None, False, None)]
-  scores, cost = _sample(read, sizes)
-  blocks = int(np.ceil(total * cost.mean() / block_pixels))
-  cost = np.cumsum(cost)
-  marks = cost[-1] * np.arange(1, blocks) / blocks
-  cuts, repeats = np.unique(
-    scores[np.searchsorted(cost, marks)], return_counts=True
-  )
+def _cells(
+  read: Read, sizes: Sequence[int], block: int, head: float
+) -> list[_Cell]:
+  """Cuts the scores into cells of about `block` positives, highest first."""
+  sample, everything, total = _sample(read, sizes)
+  if not total:
+    return []
+  blocks = -(-total // block)
+  marks = sample[len(sample) * np.arange(1, blocks) // blocks]
+  if head < 1:
+    marks = np.append(marks, everything[int((1 - head) * len(everything))])
+  cuts, repeats = np.unique(marks, return_counts=True)
   cells: list[_Cell] = []
   low, closed = None, False
   for cut, repeat in zip(cuts, repeats, strict=True):
@@ -271,123 +277,109 @@ def _cells(read: Read, sizes: Sequence[int], block_pixels: int) -> list[_Cell]:
   return cells[::-1]
 
 
-def _sample(read: Read, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Scores of random pixels, ascending, and what each costs in a block."""
+def _sample(
+  read: Read, sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Draws scores.
+
+  Returns:
+    Scores of random positives and of random pixels, both ascending, and the
+    number of all positives.
+  """
   rng = np.random.default_rng(0)
-  scores, cost = [], []
-  for index, size in enumerate(sizes):
-    image, groups, _ = read(index)
-    if not size:
-      continue
-    picks = rng.integers(size, size=-(-_SAMPLE * size // sum(sizes)))
-    scores.append(image[picks])
-    hit = 0 if groups is None else groups[picks] > 0
-    cost.append(np.where(hit, _POSITIVE_COST, 1) * np.ones(len(picks)))
-  joined = np.concatenate(scores)
-  order = np.argsort(joined)
-  return joined[order], np.concatenate(cost)[order]
-
-
-class _Part(NamedTuple):
-  """One worker's scores of a cell; of a single-score cell only the counts."""
-
-  negatives: np.ndarray  # (n,) scores, ascending
-  positives: np.ndarray  # (p,) scores
-  weights: np.ndarray  # (p,) of the positives; their sums in a single cell
-  counts: np.ndarray  # (2,) of negatives and positives, in a single cell
-
-
-def _gather(read: Read, cell: _Cell, images: Sequence[int]) -> _Part:
-  """Collects the scores of a cell from the images of these indices."""
-  negatives: list[np.ndarray] = []
+  share = min(1.0, _SAMPLE / max(sum(sizes), 1))
   positives: list[np.ndarray] = []
-  weights: list[np.ndarray] = []
-  counts = np.zeros(2, np.int64)
-  for index in images:
-    scores, groups, weight = read(index)
-    inside = cell.holds(scores)
-    if groups is None:
-      if inside is None:
-        negatives.append(scores)
-      elif cell.single:
-        counts[0] += np.count_nonzero(inside)
-      else:
-        negatives.append(scores[inside])
-      continue
-    if inside is not None:
-      groups = groups[inside]
-    hit = groups > 0
-    groups = groups[hit]
-    weights.append(np.ones(len(groups)) if weight is None else weight[groups])
-    if cell.single:
-      counts += (len(hit) - len(groups), len(groups))
-      weights[-1] = weights[-1].sum(keepdims=True)
-      continue
-    scores = scores if inside is None else scores[inside]
-    positives.append(scores[hit])
-    negatives.append(scores[~hit])
-  ascending = _join(negatives)
-  ascending.sort()
-  return _Part(ascending, _join(positives), _join(weights), counts)
+  scores: list[np.ndarray] = []
+  total = 0
+  for index in range(len(sizes)):
+    image, hits, _ = read(index)
+    picks = rng.integers(max(len(image), 1), size=int(len(image) * share) + 1)
+    scores.append(image[picks[: len(image)]])
+    if hits is not None and len(hits):
+      total += len(hits)
+      picks = rng.integers(len(hits), size=int(len(hits) * share) + 1)
+      positives.append(image[hits[picks]])
+  return np.sort(_join(positives)), np.sort(_join(scores)), total
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
-  """Concatenates arrays and empties the list."""
-  # Empty ones are dropped: their dtype could widen the result.
-  arrays[:] = [array for array in arrays if len(array)]
-  if not arrays:
-    return np.empty(0)
-  joined = np.empty(
-    sum(map(len, arrays)), np.result_type(*{a.dtype for a in arrays})
+  """Concatenates arrays; empty ones do not widen the dtype."""
+  arrays = [array for array in arrays if len(array)]
+  return np.concatenate(arrays) if arrays else np.empty(0)
+
+
+def _positives(read: Read, cell: _Cell, images: Sequence[int]) -> np.ndarray:
+  """(p,) scores of the positives of a cell."""
+  scores = []
+  for index in images:
+    image, hits, _ = read(index)
+    if hits is not None:
+      scores.append(cell.take(image[hits]))
+  return _join(scores)
+
+
+class _Counts(NamedTuple):
+  """Counts at the K marks of a cell."""
+
+  places: np.ndarray  # (2 K + 1,) int64, all scores, see `places`
+  hits: np.ndarray  # (K,) int64
+  weight: np.ndarray  # (K,) float64
+
+
+def _count(
+  read: Read, cell: _Cell, marks: places.Marks, images: Sequence[int]
+) -> _Counts:
+  """Counts the scores of a cell in these images."""
+  size = len(marks.values)
+  counts = _Counts(
+    np.zeros(2 * size + 1, np.int64), np.zeros(size, np.int64), np.zeros(size)
   )
-  end = len(joined)
-  while arrays:  # each piece is freed once copied, for the peak's sake
-    array = arrays.pop()
-    joined[end - len(array) : end] = array
-    end -= len(array)
-  return joined
+  for index in images:
+    scores, hits, weight = read(index)
+    for start in range(0, len(scores), places.CHUNK):
+      chunk = cell.take(scores[start : start + places.CHUNK])
+      places.count(marks, chunk, counts.places)
+    if hits is None:
+      continue
+    scores = scores[hits]
+    inside = cell.holds(scores)
+    if inside is not None:
+      scores = scores[inside]
+      weight = weight if weight is None else weight[inside]
+    place = places.find(marks, scores) >> 1
+    np.add.at(counts.hits, place, 1)
+    np.add.at(counts.weight, place, 1.0 if weight is None else weight)
+  return counts
 
 
 def _block(
-  parts: Sequence[_Part],
+  read: Read,
   cell: _Cell,
   above: int,
+  shares: Sequence[Sequence[int]],
+  table: bool,
   pool: concurrent.futures.Executor,
 ) -> tuple[Steps, int]:
   """The `Steps` of a cell and the number of its negatives."""
   if cell.single:
-    negatives, hits = np.sum([part.counts for part in parts], axis=0)
-    weight = sum(part.weights.sum() for part in parts)
-    step = slice(0, int(hits > 0))  # Empty without positives.
-    return Steps(
-      np.array([cell.low])[step],
-      np.array([hits])[step],
-      np.array([weight])[step],
-      np.array([above])[step],
-      np.array([above + negatives])[step],
-    ), int(negatives)
-  total = sum(len(part.negatives) for part in parts)
-  positives = _join([part.positives for part in parts])
-  if not len(positives):
-    none = np.empty(0)
-    return Steps(none, none, none, none, none), total
-  order = np.argsort(positives)
-  positives = positives[order]
-  starts = np.flatnonzero(np.append(True, positives[1:] != positives[:-1]))
-  score = positives[starts]
-  weights = _join([part.weights for part in parts])[order]
-  lower = np.zeros(len(score), np.int64)
-  for count in pool.map(lambda p: np.searchsorted(p.negatives, score), parts):
-    lower += count
-  higher = np.zeros(len(score), np.int64)
-  for count in pool.map(
-    lambda p: np.searchsorted(p.negatives, score, 'right'), parts
-  ):
-    higher += count
-  return Steps(
+    score = np.array([cell.low])
+  else:
+    gather = functools.partial(_positives, read, cell)
+    score = _join(list(pool.map(gather, shares)))
+    score.sort()
+    score = score[np.append(True, score[1:] != score[:-1])[: len(score)]]
+  marks = places.prepare(score, table)
+  parts = pool.map(functools.partial(_count, read, cell, marks), shares)
+  counts = functools.reduce(lambda a, b: _Counts(*map(np.add, a, b)), parts)
+  counts.places[1::2] -= counts.hits
+  upto = counts.places[::-1].cumsum()[::-1]
+  steps = Steps(
     score[::-1],
-    np.diff(starts, append=len(positives))[::-1],
-    np.add.reduceat(weights, starts)[::-1],
-    (above + total - higher)[::-1],
-    (above + total - lower)[::-1],
-  ), total
+    counts.hits[::-1],
+    counts.weight[::-1],
+    above + upto[2::2][::-1],
+    above + upto[1::2][::-1],
+  )
+  if cell.single and not counts.hits[0]:
+    steps = Steps(*(field[:0] for field in steps))
+  return steps, int(upto[0])

@@ -25,7 +25,7 @@ _EIGHT = np.ones((3, 3), int)
 # Bytes of region indices kept in memory for maps that are themselves on disk.
 _REGION_BYTES = 2**28
 # Scores of normal images that AUPIMO holds before it drops the lower ones.
-_TOP_PIXELS = 2**22
+_TOP_PIXELS = 2**20
 
 
 class Pixels(NamedTuple):
@@ -34,13 +34,16 @@ class Pixels(NamedTuple):
   Attributes:
     maps: sequence of N finite (H_i, W_i) float arrays.
     regions: sequence of N arrays, empty for an image without defects, else
-      (H_i, W_i) unsigned: 0 outside of defects, else 1 + the region's index.
+      (h, w) unsigned, for the smallest box that holds the defects: 0 outside of
+      defects, else 1 + the region's index.
+    corners: N pairs, the upper and left end of the box in the map.
     areas: N arrays (R_i,) int64 of the pixels of each region.
     sizes: N pixel counts.
   """
 
   maps: store_lib.Arrays
   regions: store_lib.Arrays
+  corners: list[tuple[int, int]]
   areas: list[np.ndarray]
   sizes: list[int]
 
@@ -59,39 +62,57 @@ class Pixels(NamedTuple):
     """(N,) bool, which images have a defect pixel."""
     return np.array([len(area) > 0 for area in self.areas], bool)
 
-  def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The (n,) scores of an image, and its (n,) region indices or None."""
-    scores = store_lib.as_float(self.maps[index]).reshape(-1)
+  def read(self, index: int) -> np.ndarray:
+    """The (n,) scores of an image."""
+    return store_lib.as_float(self.maps[index]).reshape(-1)
+
+  def read_hits(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The defect pixels of an image.
+
+    Returns:
+      (p,) their indices among the scores, ascending, and (p,) the indices of
+      their regions, in [0, R_i).
+    """
     if not len(self.areas[index]):
-      return scores, None
-    return scores, self.regions[index].reshape(-1)
+      none = np.empty(0, np.intp)
+      return none, none
+    box, (top, left) = self.regions[index], self.corners[index]
+    inside = np.flatnonzero(box)
+    regions = box.reshape(-1)[inside].astype(np.intp) - 1
+    side, width = self.maps[index].shape[1], box.shape[1]
+    inside += inside // width * (side - width) + (top * side + left)
+    return inside, regions
 
   def read_regions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (n,) scores and region indices of an image with a defect."""
-    scores = store_lib.as_float(self.maps[index]).reshape(-1)
-    return scores, self.regions[index].reshape(-1)
+    """The (n,) scores of an image; (n,) 1 + its region's index, or 0."""
+    scores = self.read(index)
+    hits, regions = self.read_hits(index)
+    indices = np.zeros(len(scores), np.min_scalar_type(len(self.areas[index])))
+    indices[hits] = regions + 1
+    return scores, indices
 
   def steps(
-    self, weights: Sequence[np.ndarray] | None = None
+    self, weights: Sequence[np.ndarray] | None = None, head: float = 1.0
   ) -> Iterator[ranking.Steps]:
     """`ranking.steps` over the images.
 
     Args:
       weights: N arrays (R_i,), the weight of a pixel of each region; None
         for 1.
+      head: as of `ranking.steps`.
     """
 
     def read(
       index: int,
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-      scores, regions = self.read(index)
-      weight = None if weights is None else np.append(0.0, weights[index])
-      return scores, regions, weight
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+      hits, regions = self.read_hits(index)
+      weight = None if weights is None else weights[index][regions]
+      return self.read(index), hits, weight
 
     block = None
     if isinstance(self.regions, store_lib.ArraySpool):
-      block = min(2**24, max(2**20, sum(self.sizes) // 4))
-    return ranking.steps(read, self.sizes, block)
+      block = 2**20
+    return ranking.steps(read, self.sizes, block, head)
 
   def region_weights(self) -> list[np.ndarray]:
     """N arrays (R_i,): with them a cumulative sum over `steps` is the PRO."""
@@ -131,37 +152,41 @@ def prepare(maps: Maps, masks: store_lib.Arrays | None) -> Pixels:
     raise ValueError('masks are None; only a MapStore brings its own')
   if len(maps) != len(masks):
     raise ValueError(f'there are {len(maps)} maps and {len(masks)} masks')
-  areas, sizes = [], []
+  areas, sizes, corners = [], [], []
   for index in range(len(maps)):
     shape = store_lib.check_map(maps[index], index).shape
     mask = store_lib.check_mask(masks[index], shape, index)
-    region, area = label_regions(mask)
+    region, area, corner = label_regions(mask)
     regions.append(region)
     areas.append(area)
+    corners.append(corner)
     sizes.append(int(np.prod(shape)))
-  return Pixels(maps, regions, areas, sizes)
+  return Pixels(maps, regions, corners, areas, sizes)
 
 
-def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def label_regions(
+  mask: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
   """Labels the 8-connected regions of a mask.
 
   Args:
     mask: (H, W) uint8 in {0, 1}.
 
   Returns:
-    The region indices and the number of pixels of each region, (R,) int64.
-    The indices are empty without regions, else (H, W) in the smallest unsigned
+    The region indices in the smallest box that holds all regions, the number
+    of pixels of each region, (R,) int64, and the box's upper left corner.
+    The indices are empty without regions, else (h, w) in the smallest unsigned
     dtype: 0 outside and 1 + the region's index inside.
   """
   rows = np.flatnonzero(mask.any(axis=1))
   if not len(rows):
-    return np.empty(0, np.uint8), np.empty(0, np.int64)
+    return np.empty(0, np.uint8), np.empty(0, np.int64), (0, 0)
   columns = np.flatnonzero(mask.any(axis=0))
   box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
   inside, count = ndimage.label(mask[box], _EIGHT)
-  regions = np.zeros(mask.shape, np.min_scalar_type(count))
-  regions[box] = inside
-  return regions, np.bincount(inside.ravel(), minlength=count + 1)[1:]
+  areas = np.bincount(inside.ravel(), minlength=count + 1)[1:]
+  regions = inside.astype(np.min_scalar_type(count))
+  return regions, areas, (int(rows[0]), int(columns[0]))
 
 
 class ProSums:
@@ -246,7 +271,9 @@ def au_pro(
   sums = ProSums(limits, pixels.negatives)
   if not pixels.positives or not pixels.negatives:
     return [np.nan] * len(limits)
-  for block in pixels.steps(pixels.region_weights()):
+  # A little more than the limit, for the cut is at a quantile of a sample.
+  head = 1.1 * max(limits, default=1.0)
+  for block in pixels.steps(pixels.region_weights(), head):
     sums.add(block)
     if sums.done(block):
       break
@@ -548,15 +575,22 @@ def shared_fpr(
   images = np.flatnonzero(normal).tolist()
   top: list[np.ndarray] = []
   weight: list[np.ndarray] = []
+  floor = None
   for index in images:
-    scores, size = pixels.read(index)[0], pixels.sizes[index]
+    scores, size = pixels.read(index), pixels.sizes[index]
     # A pixel below the highest `count` of its image lies beyond the bound.
     count = min(size, int(highest * len(images) * size) + 1)
-    top.append(np.partition(scores, size - count)[size - count :])
-    weight.append(np.full(count, 1.0 / (len(images) * size)))
+    if floor is not None:
+      scores = scores[scores >= floor]
+    if len(scores) > count:
+      scores = np.partition(scores, len(scores) - count)[-count:]
+    top.append(scores)
+    weight.append(np.full(len(scores), 1.0 / (len(images) * size)))
     if sum(map(len, top)) > _TOP_PIXELS:
       head, rates = _highest(top, weight, highest)
       top, weight = [head], [rates]
+      if rates.sum() > highest:
+        floor = head[-1]
   scores, rates = _highest(top, weight, highest)
   ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
   marks, upto = scores[ends], np.cumsum(rates)[ends]
@@ -564,7 +598,7 @@ def shared_fpr(
   marks, upto = marks[: last + 1], upto[: last + 1]
   # Ties with the last mark may have been cut off above.
   shares = [
-    np.count_nonzero(pixels.read(index)[0] >= marks[-1]) / pixels.sizes[index]
+    np.count_nonzero(pixels.read(index) >= marks[-1]) / pixels.sizes[index]
     for index in images
   ]
   upto[-1] = sum(shares) / len(images)

@@ -17,10 +17,14 @@ Synopsis:
 """
 
 from collections.abc import Sequence
+import concurrent.futures
+import functools
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from dmdd_jax.metrics import places
+from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
 
 _THRESHOLDS = 1024
@@ -142,27 +146,62 @@ def tally_pixels(
     normal: (N,) bool, the images whose false positives AUPIMO uses.
     group: (N,) of `groups`.
   """
-  marks = _thresholds(pixels, normal)
-  count = int(group.max()) + 1
-  positives, negatives, overlap, alarms, recall = np.zeros(
-    (5, count, len(marks))
+  thresholds = _thresholds(pixels, normal)
+  marks = places.prepare(thresholds[np.isfinite(thresholds)][::-1])
+  tally = functools.partial(
+    _tally, pixels, normal, group, marks, len(thresholds)
   )
+  workers = ranking.WORKERS
+  shares = [range(k, len(group), workers) for k in range(workers)]
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    parts = pool.map(tally, shares)
+    return functools.reduce(
+      lambda a, b: PixelTallies(*map(np.add, a, b)), parts
+    )
+
+
+def _tally(
+  pixels: region.Pixels,
+  normal: np.ndarray,
+  group: np.ndarray,
+  marks: places.Marks,
+  size: int,
+  images: Sequence[int],
+) -> PixelTallies:
+  """`tally_pixels` of these images, at the marks and, if K is more, at -inf.
+
+  Args:
+    pixels: as of `tally_pixels`.
+    normal: likewise.
+    group: likewise.
+    marks: the finite thresholds.
+    size: K.
+    images: indices.
+  """
+
+  def at_least(
+    upto: np.ndarray, weights: np.ndarray | None = None
+  ) -> np.ndarray:
+    counts = np.bincount(upto, weights, minlength=len(marks.values) + 1)
+    return np.cumsum(counts[::-1])[:size]
+
+  count = int(group.max()) + 1
+  positives, negatives, overlap, alarms, recall = np.zeros((5, count, size))
   regions, normals, defective = np.zeros((3, count))
-  for index, (areas, row) in enumerate(zip(pixels.areas, group, strict=True)):
+  for index in images:
+    row, areas = group[index], pixels.areas[index]
+    upto = places.upto(marks, pixels.read(index))
+    above = at_least(upto)
     if len(areas):
-      scores, indices = pixels.read_regions(index)
-      above = _at_least(np.sort(scores[indices == 0]), marks)
-      hit = np.flatnonzero(indices)
-      hit = hit[np.argsort(scores[hit])]
-      found = _at_least(scores[hit], marks)
-      share = np.cumsum((1.0 / areas)[indices[hit[::-1]] - 1])
+      hits, indices = pixels.read_hits(index)
+      upto = upto[hits]
+      found = at_least(upto)
+      above -= found
       positives[row] += found
-      overlap[row] += np.append(0.0, share)[found]
-      recall[row] += found / len(hit)
+      overlap[row] += at_least(upto, (1.0 / areas)[indices])
+      recall[row] += found / len(hits)
       regions[row] += len(areas)
       defective[row] += 1
-    else:
-      above = _at_least(np.sort(pixels.read(index)[0]), marks)
     negatives[row] += above
     if normal[index]:
       alarms[row] += above / pixels.sizes[index]
@@ -172,25 +211,24 @@ def tally_pixels(
   )
 
 
-def _at_least(ascending: np.ndarray, marks: np.ndarray) -> np.ndarray:
-  """The number of `ascending` values at or above each mark."""
-  return len(ascending) - np.searchsorted(ascending, marks)
-
-
 def _thresholds(pixels: region.Pixels, normal: np.ndarray) -> np.ndarray:
   """Descending thresholds: all distinct scores if few, else quantiles."""
   rng = np.random.default_rng(0)
   wholes = pixels.negatives, pixels.positives
   both: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
   for index in range(len(pixels.sizes)):
-    scores, regions = pixels.read(index)
-    sides = [scores, scores[:0]]
-    if regions is not None:
-      sides = [scores[regions == 0], scores[regions > 0]]
-    for side, kept, whole in zip(sides, both, wholes, strict=True):
-      if whole > _SAMPLE and len(side):
-        side = rng.choice(side, -(-_SAMPLE * len(side) // whole))
-      kept.append(side)
+    scores, hits = pixels.read(index), pixels.read_hits(index)[0]
+    counts = len(scores) - len(hits), len(hits)
+    picks = [
+      rng.integers(count, size=-(-_SAMPLE * count // whole))
+      if whole > _SAMPLE and count
+      else np.arange(count)
+      for count, whole in zip(counts, wholes, strict=True)
+    ]
+    # The k-th normal pixel comes after k others and the defects before it.
+    before = np.searchsorted(hits - np.arange(len(hits)), picks[0], 'right')
+    both[0].append(scores[picks[0] + before])
+    both[1].append(scores[hits[picks[1]]])
   negatives, positives = (np.sort(np.concatenate(side)) for side in both)
   everything = _distinct(pixels, np.union1d(negatives, positives))
   if everything is not None:
@@ -214,7 +252,7 @@ def _distinct(pixels: region.Pixels, sample: np.ndarray) -> np.ndarray | None:
   for index in range(len(pixels.sizes)):
     if len(sample) > _THRESHOLDS:
       return None
-    sample = np.union1d(sample, pixels.read(index)[0])
+    sample = np.union1d(sample, pixels.read(index))
   return sample if len(sample) <= _THRESHOLDS else None
 
 
