@@ -41,7 +41,7 @@ def open_page(browser, address):
     )
     page.on('pageerror', lambda error: faults.append(str(error)))
     page.goto(address)
-    _wait_for_text(page, '#message', 'Ready.')
+    _wait_for_text(page, '#word', 'READY')
     return page
 
   yield opened
@@ -53,13 +53,18 @@ def open_page(browser, address):
 def _upload(page, name, content):
   file = {'name': name, 'mimeType': 'image/png', 'buffer': content}
   page.set_input_files('#file', file)
+
+
+def _inspect(page, name, content, word):
+  """Uploads and waits for the word in the head of the page."""
+  _upload(page, name, content)
+  _wait_for_text(page, '#word', word)
   _wait_for_text(page, '#name', f'{name} (nut)')
 
 
 def test_the_page_shows_verdict_map_and_history(open_page):
   page = open_page()
-  _upload(page, 'bad.png', png(100))
-  assert page.inner_text('#verdict') == 'defective'
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
   assert float(page.inner_text('#score')) == pytest.approx(200 / 255, abs=1e-3)
   # Painted: red over the bright part, and not over the dark one.
   reds = page.evaluate(
@@ -69,23 +74,105 @@ def test_the_page_shows_verdict_map_and_history(open_page):
     ' p[4 * (30 * y + x)] - p[4 * (30 * y + x) + 2]); }'
   )
   assert reds[0] > 60 and reds[0] > reds[1]
-  _upload(page, 'fine.png', png(10))
-  assert page.inner_text('#verdict') == 'good'
+  _inspect(page, 'fine.png', png(10), 'OK')
   assert page.locator('#history button').count() == 2
   page.locator('#history button').last.focus()
   page.keyboard.press('Enter')
-  assert page.inner_text('#verdict') == 'defective'
+  _wait_for_text(page, '#word', 'DEFECT')
+  assert page.inner_text('#sentence').startswith('bad.png: score 0.784')
+
+
+def _look(page):
+  """What tells a state from the others: colour, word and sign."""
+  return page.evaluate(
+    """() => {
+      const state = document.querySelector('#state');
+      const style = getComputedStyle(state);
+      return [style.backgroundColor + style.backgroundImage,
+        document.querySelector('#word').textContent,
+        document.querySelector('#sign path').getAttribute('d')];
+    }"""
+  )
+
+
+def test_each_state_has_its_colour_word_and_sign(open_page):
+  page = open_page()
+  looks = [_look(page)]
+  for content, word in [
+    (png(100), 'DEFECT'),
+    (png(10), 'OK'),
+    (b'x', 'NOT INSPECTED'),
+  ]:
+    _upload(page, 'x.png', content)
+    _wait_for_text(page, '#word', word)
+    looks.append(_look(page))
+  for values in zip(*looks, strict=True):
+    assert len(set(values)) == 4
+  # Across the page, and readable from two metres.
+  box = page.locator('#state').bounding_box()
+  assert box['y'] < 120 and box['height'] > 200
+  size = page.evaluate('getComputedStyle(word).fontSize')
+  assert float(size.removesuffix('px')) >= 96
+
+
+def test_no_verdict_stays_under_an_error(open_page):
+  page = open_page()
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
+  _upload(page, 'broken.png', b'x')
+  _wait_for_text(page, '#word', 'NOT INSPECTED')
+  assert 'broken.png' in page.inner_text('#sentence')
+  assert '415' in page.inner_text('#sentence')
+  assert not page.is_visible('#result')
+  page.route('**/v1/inspect*', lambda route: route.abort())
+  _upload(page, 'fine.png', png(10))
+  page.locator('#sentence', has_text='cannot be reached').wait_for()
+  assert page.inner_text('#word') == 'NOT INSPECTED'
+  assert not page.is_visible('#result')
+
+
+def test_while_an_image_is_inspected_no_verdict_is_shown(open_page):
+  page = open_page()
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
+  waiting = []
+  page.route('**/v1/inspect*', lambda route: waiting.append(route))
+  _upload(page, 'fine.png', png(10))
+  _wait_for_text(page, '#word', 'INSPECTING')
+  assert not page.is_visible('#result')
+  waiting[0].continue_()
+  _wait_for_text(page, '#word', 'OK')
+
+
+def test_the_sound_is_of_the_state_and_can_be_off(open_page):
+  page = open_page()
+  page.evaluate(
+    """() => {
+      window.tones = [];
+      const start = OscillatorNode.prototype.start;
+      OscillatorNode.prototype.start = function (at) {
+        tones.push(this.frequency.value);
+        return start.call(this, at);
+      };
+    }"""
+  )
+  _inspect(page, 'fine.png', png(10), 'OK')
+  assert page.evaluate('tones') == []
+  page.check('#sound')
+  page.evaluate('tones.length = 0')
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
+  assert page.evaluate('tones') == [220, 220, 220]
+  page.reload()
+  assert page.is_checked('#sound')
 
 
 def test_the_sliders_by_keyboard_move_verdict_and_outline(open_page):
   page = open_page()
-  _upload(page, 'bad.png', png(100))
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
   before = page.evaluate("document.querySelector('#view').toDataURL()")
   page.focus('#image-threshold')
   page.keyboard.press('End')
-  assert page.inner_text('#verdict') == 'good'
+  assert page.inner_text('#word') == 'OK'
   page.keyboard.press('Home')
-  assert page.inner_text('#verdict') == 'defective'
+  assert page.inner_text('#word') == 'DEFECT'
   page.focus('#pixel-threshold')
   page.keyboard.press('End')
   after = page.evaluate("document.querySelector('#view').toDataURL()")
@@ -97,38 +184,34 @@ def test_the_sliders_by_keyboard_move_verdict_and_outline(open_page):
 @pytest.mark.parametrize('event', ['paste', 'drop'])
 def test_paste_and_drop(open_page, event):
   page = open_page()
+  _give(page, event, 'given.png', png(), 'image/png')
+  _wait_for_text(page, '#name', 'given.png (nut)')
+
+
+def _give(page, event, name, content, kind):
   page.evaluate(
-    """([event, content]) => {
+    """([event, name, content, type]) => {
       const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
       const data = new DataTransfer();
-      data.items.add(new File([bytes], 'given.png', {type: 'image/png'}));
+      data.items.add(new File([bytes], name, {type}));
       const options = {bubbles: true, cancelable: true};
       document.querySelector('#drop').dispatchEvent(event === 'paste'
         ? new ClipboardEvent(event, {...options, clipboardData: data})
         : new DragEvent(event, {...options, dataTransfer: data}));
     }""",
-    [event, serve_helpers.base64_of(png())],
+    [event, name, serve_helpers.base64_of(content), kind],
   )
-  page.wait_for_selector('#result', state='visible')
-  assert page.inner_text('#name') == 'given.png (nut)'
-
-
-def test_a_refused_file_is_said_on_the_page(open_page):
-  page = open_page()
-  page.set_input_files(
-    '#file', {'name': 'x.png', 'mimeType': 'image/png', 'buffer': b'x'}
-  )
-  page.wait_for_selector('#message.error')
-  assert 'Refused (415)' in page.inner_text('#message')
-  assert not page.is_visible('#result')
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_a_phone(open_page, scheme):
   page = open_page(viewport={'width': 360, 'height': 740}, color_scheme=scheme)
-  _upload(page, 'a rather long name of a file ' * 4, png())
+  name = 'a_rather_long_name_of_a_file_' * 4
+  _inspect(page, name, png(), 'DEFECT')
   assert page.evaluate('document.documentElement.scrollWidth') == 360
   color = page.evaluate('getComputedStyle(document.body).backgroundColor')
   red = int(color.removeprefix('rgb(').split(',')[0])
   assert (red < 128) == (scheme == 'dark')
   assert page.get_attribute('#camera', 'capture') == 'environment'
+  head, picture = page.locator('#state'), page.locator('#view')
+  assert head.bounding_box()['y'] < picture.bounding_box()['y']

@@ -31,10 +31,17 @@ from dmdd_jax.serve import schema
 from dmdd_jax.serve import security
 from dmdd_jax.serve import service as service_lib
 
-PAGE = os.path.join(os.path.dirname(__file__), 'page.html')
+# The files of the page: where they lie, and their types.
+_FOLDER = os.path.dirname(__file__)
+_PAGE = {
+  'page.html': 'text/html; charset=utf-8',
+  'page.css': 'text/css; charset=utf-8',
+  'page.js': 'text/javascript; charset=utf-8',
+  'paint.js': 'text/javascript; charset=utf-8',
+}
 _PAGE_POLICY = (
-  "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
-  " script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none';"
+  "default-src 'none'; img-src data: blob:; style-src 'self';"
+  " script-src 'self'; connect-src 'self'; base-uri 'none';"
   " form-action 'none'; frame-ancestors 'none'"
 )
 # Seconds that running requests get after SIGTERM, and the cleaning up after it.
@@ -91,13 +98,20 @@ def _add_plain_routes(
 ) -> None:
   """The page, health and metrics."""
 
-  @app.get('/', include_in_schema=False)
-  async def page() -> responses.Response:
-    return responses.FileResponse(
-      PAGE,
-      media_type='text/html; charset=utf-8',
-      headers={'Content-Security-Policy': _PAGE_POLICY},
-    )
+  def add_file(name: str, path: str) -> None:
+    @app.get(path, include_in_schema=False)
+    async def page() -> responses.Response:
+      return responses.FileResponse(
+        os.path.join(_FOLDER, name),
+        media_type=_PAGE[name],
+        headers={
+          'Content-Security-Policy': _PAGE_POLICY,
+          'Cache-Control': 'no-cache',  # Its files fit one another.
+        },
+      )
+
+  for name in _PAGE:
+    add_file(name, '/' if name == 'page.html' else f'/{name}')
 
   @app.get(
     '/healthz',
