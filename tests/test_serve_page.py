@@ -1,5 +1,8 @@
 """The live page in a real browser."""
 
+import csv
+import io
+
 import pytest
 import serve_helpers
 
@@ -75,8 +78,8 @@ def test_the_page_shows_verdict_map_and_history(open_page):
   )
   assert reds[0] > 60 and reds[0] > reds[1]
   _inspect(page, 'fine.png', png(10), 'OK')
-  assert page.locator('#history button').count() == 2
-  page.locator('#history button').last.focus()
+  assert page.locator('#list button').count() == 2
+  page.locator('#list button').last.focus()
   page.keyboard.press('Enter')
   _wait_for_text(page, '#word', 'DEFECT')
   assert page.inner_text('#sentence').startswith('bad.png: score 0.784')
@@ -215,3 +218,109 @@ def test_a_phone(open_page, scheme):
   assert page.get_attribute('#camera', 'capture') == 'environment'
   head, picture = page.locator('#state'), page.locator('#view')
   assert head.bounding_box()['y'] < picture.bounding_box()['y']
+
+
+def _batch(page, **files):
+  page.set_input_files(
+    '#file',
+    [
+      {'name': f'{name}.png', 'mimeType': 'image/png', 'buffer': content}
+      for name, content in files.items()
+    ],
+  )
+
+
+def _download(page, button):
+  with page.expect_download() as download:
+    page.click(button)
+  return download.value.path().read_bytes().decode()
+
+
+def test_a_batch_keeps_a_list_and_a_corrupt_file_does_not_end_it(open_page):
+  page = open_page()
+  _batch(page, a=png(10), b=b'x', c=png(100), d=png(20))
+  _wait_for_text(page, '#word', 'DEFECT')
+  counts = '4 images, 2 OK, 1 DEFECT, 1 NOT INSPECTED'
+  assert page.inner_text('#sentence') == counts
+  rows = page.locator('#list li').all_inner_texts()
+  assert [row.split('\n')[0] for row in rows] == [
+    'OK',
+    'DEFECT',
+    'NOT INSPECTED',
+    'OK',
+  ]
+  assert '415' in rows[2] and '0.784' in rows[1]
+  assert page.inner_text('#counts') == counts + '.'
+  assert 'complete' in page.inner_text('#cut')
+  page.select_option('#filter', 'refused')
+  assert page.locator('#list li:visible').count() == 1
+  page.locator('#list li:visible button').click()
+  assert page.inner_text('#word') == 'NOT INSPECTED'
+  page.select_option('#filter', 'all')
+  page.locator('#list button').nth(1).click()
+  _wait_for_text(page, '#name', 'c.png (nut)')
+  assert page.inner_text('#sentence').startswith('c.png: score 0.784')
+
+
+def test_a_batch_without_defects_ends_as_not_inspected(open_page):
+  page = open_page()
+  _batch(page, a=png(10), b=b'x', c=png(10))
+  _wait_for_text(page, '#word', 'NOT INSPECTED')
+  assert page.inner_text('#sentence') == '3 images, 2 OK, 1 NOT INSPECTED'
+
+
+def test_what_was_not_inspected_is_inspected_again(open_page):
+  page = open_page()
+  page.route('**/v1/inspect*', lambda route: route.abort())
+  _batch(page, a=png(10), b=png(20))
+  _wait_for_text(page, '#word', 'NOT INSPECTED')
+  page.unroute('**/v1/inspect*')
+  page.click('#again')
+  _wait_for_text(page, '#word', 'OK')
+  assert page.inner_text('#counts') == '2 images, 2 OK.'
+  assert not page.is_visible('#again')
+
+
+def test_the_list_as_csv(open_page):
+  page = open_page()
+  files = {'=1+1,"x"': png(10), 'broken': b'x', 'bad': png(100)}
+  _batch(page, **files)
+  _wait_for_text(page, '#word', 'DEFECT')
+  rows = list(csv.DictReader(io.StringIO(_download(page, '#csv'))))
+  assert [row['verdict'] for row in rows] == [
+    'good',
+    'not inspected',
+    'defective',
+  ]
+  assert rows[0]['image'] == '\'=1+1,"x".png'
+  assert float(rows[2]['score']) == pytest.approx(200 / 255)
+  assert rows[2]['threshold'] == '0.5' and '415' in rows[1]['error']
+
+
+def test_files_dropped_while_others_run_wait_for_them(open_page):
+  page = open_page()
+  waiting = []
+  page.route('**/v1/inspect*', lambda route: waiting.append(route))
+  _upload(page, 'first.png', png(100))
+  _wait_for_text(page, '#word', 'INSPECTING')
+  _give(page, 'drop', 'second.png', png(10), 'image/png')
+  assert page.locator('#list li').count() == 2
+  waiting[0].continue_()
+  page.unroute('**/v1/inspect*')
+  _wait_for_text(page, '#name', 'second.png (nut)')
+  assert page.inner_text('#counts') == '2 images, 1 OK, 1 DEFECT.'
+
+
+def test_a_list_that_is_cut_says_so(open_page):
+  page = open_page()
+  page.evaluate(
+    """() => {
+      window.fetch = async () => { throw new TypeError(); };
+      const data = new DataTransfer();
+      for (let i = 0; i < 1003; i++) data.items.add(new File(['x'], `${i}`));
+      document.dispatchEvent(new DragEvent('drop', {dataTransfer: data}));
+    }"""
+  )
+  _wait_for_text(page, '#word', 'NOT INSPECTED')
+  assert 'the 3 oldest rows were dropped' in page.inner_text('#cut')
+  assert page.locator('#list li').count() == 1000

@@ -2,10 +2,12 @@
 import * as paint from './paint.js';
 
 const $ = (id) => document.getElementById(id);
-const KEPT = 24;
-const items = [];
+const ROWS = 1000, PICTURES = 6;
+const items = [];  // Newest first; see `submit` for what one holds.
+const queue = [];
+const pictures = new Map();  // Of items, the latest shown last.
 const thresholds = {};  // Per category: {image, pixel}, moved by the sliders.
-let current = null, models = [], sounds = null;
+let current = null, models = [], sounds = null, dropped = 0;
 
 // Word, sign (a path in 24 x 24) and tones (Hz, begin in s) of each state.
 const STATES = {
@@ -82,35 +84,109 @@ async function start() {
   }
 }
 
-async function inspectAll(files) {
-  for (const file of files) await inspect(file);
+// Puts files on the list and inspects them one after another. The head says
+// the verdict of one file, and what became of several at their end.
+async function submit(files) {
+  const category = $('category').value;
+  const batch = [...files].map((file) => ({
+    file, category, name: file.name || 'pasted image', at: new Date(),
+    state: 'waiting', error: '', found: null, seconds: null, thumbnail: '',
+  }));
+  if (!batch.length) return;
+  for (const item of batch) {
+    item.row = rowOf(item);
+    items.unshift(item);
+    $('list').prepend(item.row);
+  }
+  await inspectAll(batch);
 }
 
-async function inspect(file) {
-  const category = $('category').value;
-  const name = file.name || 'pasted image';
-  current = null;
-  $('result').hidden = true;
-  announce('busy', name);
-  const began = performance.now();
-  try {
-    const body = new FormData();
-    body.append('image', file, name);
-    const query = new URLSearchParams({category});
-    const found = await request(`v1/inspect?${query}`, {method: 'POST', body});
-    const seconds = (performance.now() - began) / 1000;
-    const image = await paint.picture(file, found.width, found.height);
-    const map = {...found.map, values: await paint.decodeMap(found.map)};
-    add({name, found, seconds, image, map});
-  } catch (error) {
-    announce('refused', `${name}: ${error.message}`);
+async function inspectAll(batch) {
+  for (const item of batch) {
+    item.state = 'waiting';
+    refresh(item);
+  }
+  tally();
+  queue.push(batch);
+  if (queue.length > 1) return;  // The loop below gets to it.
+  while (queue.length) {
+    const items = queue[0];
+    open(null);
+    for (const [i, item] of items.entries()) {
+      const rest = items.length > 1 ? `${i + 1} of ${items.length}: ` : '';
+      announce('busy', rest + short(item.name));
+      await inspect(item);
+    }
+    queue.shift();
+    if (queue.length) continue;
+    if (items.length === 1) await open(items[0], true);
+    else summarize(items);
   }
 }
 
-function add(item) {
-  items.unshift(item);
-  items.length = Math.min(items.length, KEPT);
-  show(item, true);
+async function inspect(item) {
+  const began = performance.now();
+  try {
+    const body = new FormData();
+    body.append('image', item.file, item.name);
+    const query = new URLSearchParams({category: item.category});
+    item.found = await request(`v1/inspect?${query}`, {method: 'POST', body});
+    item.seconds = (performance.now() - began) / 1000;
+    item.thumbnail = paint.thumbnail((await load(item)).image);
+    item.state = 'done';
+  } catch (error) {
+    item.state = 'refused';
+    item.error = error.message;
+  }
+  cut();
+  refresh(item);
+  tally();
+}
+
+// Drops the oldest rows, and says on the page that it did.
+function cut() {
+  for (const item of items.splice(ROWS)) {
+    item.row.remove();
+    pictures.delete(item);
+    dropped += 1;
+  }
+}
+
+// The picture and the map of an item; those looked at last are kept.
+async function load(item) {
+  let held = pictures.get(item);
+  if (!held) {
+    const {width, height, map} = item.found;
+    const [image, values] = await Promise.all([
+      paint.picture(item.file, width, height), paint.decodeMap(map)]);
+    held = {image, map: {...map, values}};
+  }
+  pictures.delete(item);
+  pictures.set(item, held);
+  if (pictures.size > PICTURES) pictures.delete(pictures.keys().next().value);
+  return held;
+}
+
+// The head after several files: its worst verdict, and how many of each.
+function summarize(batch) {
+  const states = batch.map(stateOf);
+  const worst = ['defective', 'refused', 'uncalibrated', 'good'].find(
+    (state) => states.includes(state));
+  announce(worst, counts(batch));
+}
+
+function counts(list) {
+  const states = Object.groupBy(list, stateOf);
+  const text = [`${list.length} ${list.length === 1 ? 'image' : 'images'}`];
+  for (const [state, {word}] of Object.entries(STATES)) {
+    if (states[state]) text.push(`${states[state].length} ${word}`);
+  }
+  return text.join(', ');
+}
+
+// Long names keep their two ends.
+function short(name) {
+  return name.length > 48 ? `${name.slice(0, 24)} … ${name.slice(-20)}` : name;
 }
 
 // Where a slider goes from and to, and where calibration puts it.
@@ -123,37 +199,59 @@ function range(item, kind) {
 }
 
 function threshold(item, kind) {
-  return thresholds[item.found.category]?.[kind] ?? range(item, kind).start;
+  return thresholds[item.category]?.[kind] ?? range(item, kind).start;
 }
 
 function setThreshold(kind, value) {
-  (thresholds[current.found.category] ??= {})[kind] = value;
-  draw();
+  (thresholds[current.category] ??= {})[kind] = value;
+  rejudge();
 }
 
-function verdict(item) {
-  const moved = thresholds[item.found.category]?.image;
+// After a threshold was moved: all that it judges.
+function rejudge() {
+  for (const item of items) refresh(item);
+  tally();
+  if (current?.state === 'done') draw();
+}
+
+// One of STATES; the verdict is that of the threshold as it stands.
+function stateOf(item) {
+  if (item.state !== 'done') return item.state === 'refused' ? 'refused' : 'busy';
+  const moved = thresholds[item.category]?.image;
   if (moved === undefined) return item.found.verdict;
   return item.found.score >= moved ? 'defective' : 'good';
 }
 
-function show(item, aloud = false) {
-  current = item;
-  $('result').hidden = $('past').hidden = false;
-  $('name').textContent = `${item.name} (${item.found.category})`;
-  $('score').textContent = item.found.score.toFixed(3);
-  $('time').textContent = `${item.seconds.toFixed(2)} s`;
-  draw(aloud);
-}
-
 function sentence(item) {
-  const score = `score ${item.found.score.toFixed(3)}`;
-  if (verdict(item) === 'uncalibrated') return `${item.name}: ${score}`;
-  return `${item.name}: ${score}, threshold ${threshold(item, 'image').toFixed(3)}`;
+  const name = short(item.name);
+  if (item.state === 'refused') return `${name}: ${item.error}`;
+  const score = `${name}: score ${item.found.score.toFixed(3)}`;
+  if (stateOf(item) === 'uncalibrated') return score;
+  return `${score}, threshold ${threshold(item, 'image').toFixed(3)}`;
 }
 
-function draw(aloud = false) {
-  announce(verdict(current), sentence(current), aloud);
+// Shows an item, its sentence in the head; null shows none.
+async function open(item, aloud = false) {
+  const previous = current;
+  current = item;
+  for (const changed of [previous, item]) if (changed) refresh(changed);
+  if (item?.state !== 'done') {
+    $('result').hidden = true;
+    if (item) announce(stateOf(item), sentence(item), aloud);
+    return;
+  }
+  announce(stateOf(item), sentence(item), aloud);
+  await load(item);
+  if (current === item) draw();
+}
+
+function draw() {
+  const {image, map} = pictures.get(current);
+  announce(stateOf(current), sentence(current), false);
+  $('result').hidden = false;
+  $('name').textContent = `${current.name} (${current.category})`;
+  $('score').textContent = current.found.score.toFixed(3);
+  $('time').textContent = `${current.seconds.toFixed(2)} s`;
   for (const kind of ['image', 'pixel']) {
     const {low, high} = range(current, kind), value = threshold(current, kind);
     const slider = $(`${kind}-threshold`);
@@ -161,34 +259,81 @@ function draw(aloud = false) {
     slider.setAttribute('aria-valuetext', value.toFixed(3));
     $(`${kind}-value`).textContent = value.toFixed(3);
   }
-  const {image, map} = current;
   paint.paint($('view'), image, map, threshold(current, 'pixel'),
     $('show-map').checked, $('show-outline').checked);
   $('view').setAttribute('aria-label', sentence(current));
-  remember();
 }
 
-function remember() {
-  const focused = [...$('history').children].findIndex(
-    (entry) => entry.contains(document.activeElement));
-  $('history').replaceChildren(...items.map((item) => {
-    const entry = document.createElement('li');
-    const button = document.createElement('button');
-    const small = document.createElement('canvas');
-    small.width = 120;
-    small.height = Math.max(1, Math.round(120 * item.image.height / item.image.width));
-    small.getContext('2d').drawImage(item.image, 0, 0, small.width, small.height);
-    const word = document.createElement('b');
-    word.className = verdict(item);
-    word.textContent = STATES[verdict(item)].word;
-    button.type = 'button';
-    button.setAttribute('aria-current', item === current);
-    button.append(small, word, ` ${item.found.score.toFixed(2)} ${item.name}`);
-    button.onclick = () => show(item);
-    entry.append(button);
-    return entry;
-  }));
-  if (focused >= 0) $('history').children[focused]?.firstChild.focus();
+// The row of an item in the list; `refresh` fills it.
+function rowOf(item) {
+  const row = document.createElement('li');
+  const button = document.createElement('button');
+  for (const [tag, name] of [
+    ['img', 'thumbnail'], ['b', 'verdict'], ['span', 'score'], ['span', 'name'],
+    ['span', 'note'],
+  ]) {
+    const part = document.createElement(tag);
+    part.classList.add(name);
+    button.append(part);
+  }
+  button.type = 'button';
+  button.querySelector('img').alt = '';
+  button.onclick = () => {
+    if (['done', 'refused'].includes(item.state) && !queue.length) open(item);
+  };
+  row.append(button);
+  return row;
+}
+
+function refresh(item) {
+  const part = (name) => item.row.querySelector(`.${name}`);
+  const state = stateOf(item);
+  part('thumbnail').hidden = !item.thumbnail;
+  if (item.thumbnail) part('thumbnail').src = item.thumbnail;
+  part('verdict').textContent =
+    item.state === 'waiting' ? 'WAITING' : STATES[state].word;
+  part('verdict').className = `verdict ${state}`;
+  part('score').textContent =
+    item.state === 'done' ? item.found.score.toFixed(3) : '';
+  part('name').textContent = item.name;
+  part('note').textContent = item.state === 'refused' ? item.error : '';
+  item.row.firstChild.setAttribute('aria-current', item === current);
+  item.row.hidden = !['all', state].includes($('filter').value);
+}
+
+// What is said of the whole list.
+function tally() {
+  $('past').hidden = !items.length;
+  $('counts').textContent = `${counts(items)}.`;
+  $('cut').textContent = dropped
+    ? `The list is cut: the ${dropped} oldest rows were dropped, ${ROWS} are kept.`
+    : 'The list is complete since the page was opened.';
+  $('again').hidden = !items.some((item) => item.state === 'refused');
+}
+
+// A table of the list, oldest first, as text of CSV.
+function table() {
+  const head = ['time', 'image', 'category', 'verdict', 'score', 'threshold',
+    'calibrated_threshold', 'seconds', 'error'];
+  const rows = items.toReversed().filter((x) => stateOf(x) !== 'busy').map((x) => {
+    const done = x.state === 'done';
+    return [x.at.toISOString(), x.name, x.category,
+      done ? stateOf(x) : 'not inspected', done ? x.found.score : '',
+      !done || stateOf(x) === 'uncalibrated' ? '' : threshold(x, 'image'),
+      x.found?.image_threshold ?? '', done ? x.seconds.toFixed(3) : '', x.error];
+  });
+  // A text that begins like a formula is none in a spreadsheet behind a quote.
+  const cell = (value) => typeof value === 'number' ? value
+    : `"${String(value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
+  return [head, ...rows].map((row) => row.map(cell).join(',')).join('\r\n');
+}
+
+function download(name, type, text) {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type}));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 for (const kind of ['image', 'pixel']) {
@@ -198,9 +343,15 @@ for (const kind of ['image', 'pixel']) {
   };
 }
 $('reset').onclick = () => {
-  delete thresholds[current.found.category];
-  draw();
+  delete thresholds[current.category];
+  rejudge();
 };
+$('filter').onchange = () => items.forEach(refresh);
+$('again').onclick = () => {
+  const batch = items.filter((item) => item.state === 'refused');
+  inspectAll(batch.reverse());
+};
+$('csv').onclick = () => download('inspections.csv', 'text/csv', table());
 $('show-map').onchange = $('show-outline').onchange = () => draw();
 $('sound').checked = localStorage.getItem('sound') === 'on';
 $('sound').onchange = () => {
@@ -211,12 +362,11 @@ $('choose').onclick = () => $('file').click();
 $('photograph').onclick = () => $('camera').click();
 for (const id of ['file', 'camera']) {
   $(id).onchange = async (event) => {
-    await inspectAll([...event.target.files]);
+    await submit(event.target.files);
     event.target.value = '';  // The same file can be chosen again.
   };
 }
-const images = (list) => [...list].filter((file) => file.type.startsWith('image/'));
-document.addEventListener('paste', (event) => inspectAll(images(event.clipboardData.files)));
+document.addEventListener('paste', (event) => submit(event.clipboardData.files));
 document.addEventListener('dragover', (event) => {
   event.preventDefault();
   $('drop').classList.add('over');
@@ -225,7 +375,7 @@ document.addEventListener('dragleave', () => $('drop').classList.remove('over'))
 document.addEventListener('drop', (event) => {
   event.preventDefault();
   $('drop').classList.remove('over');
-  inspectAll([...event.dataTransfer.files]);
+  submit(event.dataTransfer.files);
 });
 $('login').onsubmit = (event) => {
   event.preventDefault();

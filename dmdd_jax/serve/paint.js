@@ -21,6 +21,16 @@ export async function picture(file, width, height) {
   return canvas;
 }
 
+// A small copy of a picture, as a data URL.
+export function thumbnail(image) {
+  const canvas = document.createElement('canvas');
+  const scale = Math.min(1, 96 / Math.max(image.width, image.height));
+  canvas.width = Math.max(1, Math.round(image.width * scale));
+  canvas.height = Math.max(1, Math.round(image.height * scale));
+  canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL('image/jpeg', .8);
+}
+
 // The values of a map that the server sent as PNG, row by row.
 export async function decodeMap(map) {
   const bytes = Uint8Array.from(atob(map.data), (c) => c.charCodeAt(0));
