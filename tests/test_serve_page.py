@@ -7,6 +7,7 @@ import pytest
 import serve_helpers
 
 from dmdd_jax.serve import limits as limits_lib
+from dmdd_jax.serve import models as serve_models
 
 png = serve_helpers.png
 
@@ -182,6 +183,63 @@ def test_the_sliders_by_keyboard_move_verdict_and_outline(open_page):
   assert before != after
   page.click('#reset')
   assert page.evaluate("document.querySelector('#view').toDataURL()") == before
+
+
+def test_a_moved_threshold_is_marked_on_all_that_it_judges(open_page, tmp_path):
+  page = open_page()
+  _batch(page, broken=b'x', bad=png(100), fine=png(10))
+  _wait_for_text(page, '#word', 'DEFECT')
+  page.locator('#list button').nth(1).click()
+  _wait_for_text(page, '#name', 'bad.png (nut)')
+  assert not page.is_visible('#moved')
+  page.focus('#image-threshold')
+  page.keyboard.press('End')
+  _wait_for_text(page, '#word', 'OK')
+  mark = "moved by hand; the server's: 0.500"
+  assert mark in page.inner_text('#sentence')
+  assert 'moved' in page.get_attribute('#state', 'class')
+  notes = page.locator('#list .note').all_inner_texts()
+  assert ['moved' in note for note in notes] == [True, True, False]
+  assert "nut, verdict: 0.980, the server's is 0.500" in page.inner_text(
+    '#moved'
+  )
+  rows = list(csv.DictReader(io.StringIO(_download(page, '#csv'))))
+  assert rows[1]['verdict'] == 'good'
+  assert float(rows[1]['threshold']) == pytest.approx(0.98, abs=1e-3)
+  assert rows[1]['server_threshold'] == '0.5'
+  # An image that is inspected later is judged by it, too, and marked.
+  _inspect(page, 'late.png', png(100), 'OK')
+  assert mark in page.inner_text('#sentence')
+  # What is kept is what the server reads.
+  path = tmp_path / 'thresholds.json'
+  path.write_text(_download(page, '#keep'))
+  model = serve_helpers.make_model()
+  (moved,) = serve_models.with_thresholds([model], path)
+  assert moved.image_threshold == pytest.approx(0.98, abs=1e-3)
+  assert moved.pixel_threshold == model.pixel_threshold
+  page.click('#reset')
+  _wait_for_text(page, '#word', 'DEFECT')
+  assert not page.is_visible('#moved')
+  assert 'moved' not in page.inner_text('#list')
+  assert 'moved' not in page.inner_text('#sentence')
+
+
+@pytest.mark.parametrize(
+  'text, wrong',
+  [
+    ('{', 'is not JSON'),
+    ('[]', 'expected thresholds by category'),
+    ('{"bolt": {}}', r"expected thresholds by category, of \['nut'\]"),
+    ('{"nut": {"threshold": 1}}', 'expected image_threshold and pixel'),
+    ('{"nut": {"image_threshold": "1"}}', 'nut.image_threshold'),
+    ('{"nut": {"image_threshold": Infinity}}', 'nut.image_threshold'),
+  ],
+)
+def test_a_wrong_file_of_thresholds_is_refused(tmp_path, text, wrong):
+  path = tmp_path / 'thresholds.json'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=wrong):
+    serve_models.with_thresholds([serve_helpers.make_model()], path)
 
 
 @pytest.mark.parametrize('event', ['paste', 'drop'])

@@ -30,6 +30,11 @@ _OPEN = flags.DEFINE_bool('open', False, 'Ask for no token, from anybody.')
 _ALLOWED_HOST = flags.DEFINE_multi_string(
   'allowed_host', [], 'A name it may be asked under, beside its own.'
 )
+_THRESHOLDS = cli.define_path(
+  'thresholds',
+  None,
+  "A file of the page, with thresholds in the models' place.",
+)
 _LOG = cli.define_path(
   'log',
   None,
@@ -82,6 +87,8 @@ def main(argv: list[str]) -> None:
   if not all(path.endswith('.onnx') for path in _WORKDIR.value):
     cli.use_compilation_cache()
   models = [serve_models.open_model(path) for path in _WORKDIR.value]
+  if _THRESHOLDS.value is not None:
+    models = serve_models.with_thresholds(models, _THRESHOLDS.value)
   hosts = security.hosts_of(_HOST.value, _ALLOWED_HOST.value)
   application = serve_app.create_app(models, limits, token, hosts, journal)
   if is_new:

@@ -9,6 +9,8 @@ const pictures = new Map();  // Of items, the latest shown last.
 const thresholds = {};  // Per category: {image, pixel}, moved by the sliders.
 let current = null, models = [], sounds = null, dropped = 0;
 
+const MOVED = 'moved by hand';
+
 // Word, sign (a path in 24 x 24) and tones (Hz, begin in s) of each state.
 const STATES = {
   rest: {word: 'READY', path: 'M4 12h16', tones: []},
@@ -29,9 +31,10 @@ const STATES = {
 };
 
 // The one place that says how things stand; it never keeps an earlier verdict.
-function announce(state, sentence, aloud = true) {
+function announce(state, sentence, aloud = true, moved = false) {
   const {word, path, tones} = STATES[state];
   $('state').dataset.state = state;
+  $('state').classList.toggle('moved', moved);
   $('word').textContent = word;
   $('sentence').textContent = sentence;
   $('sign').firstElementChild.setAttribute('d', path);
@@ -72,13 +75,17 @@ async function request(path, options = {}) {
   throw new Error(`Refused (${response.status}): ${text}`);
 }
 
+function rest() {
+  announce('rest', 'Drop, choose, paste or photograph an image.');
+}
+
 async function start() {
   try {
     models = await request('v1/models');
     $('login').hidden = true;
     $('category').replaceChildren(
       ...models.map((m) => new Option(m.category, m.category)));
-    announce('rest', 'Drop, choose, paste or photograph an image.');
+    rest();
   } catch (error) {
     announce('refused', error.message);
   }
@@ -172,7 +179,8 @@ function summarize(batch) {
   const states = batch.map(stateOf);
   const worst = ['defective', 'refused', 'uncalibrated', 'good'].find(
     (state) => states.includes(state));
-  announce(worst, counts(batch));
+  announce(worst, counts(batch) + (batch.some(isMoved) ? ` (${MOVED})` : ''),
+    true, batch.some(isMoved));
 }
 
 function counts(list) {
@@ -211,15 +219,21 @@ function setThreshold(kind, value) {
 function rejudge() {
   for (const item of items) refresh(item);
   tally();
+  warn();
   if (current?.state === 'done') draw();
 }
 
 // One of STATES; the verdict is that of the threshold as it stands.
 function stateOf(item) {
   if (item.state !== 'done') return item.state === 'refused' ? 'refused' : 'busy';
-  const moved = thresholds[item.category]?.image;
-  if (moved === undefined) return item.found.verdict;
+  if (!isMoved(item)) return item.found.verdict;
+  const moved = thresholds[item.category].image;
   return item.found.score >= moved ? 'defective' : 'good';
+}
+
+// Whether a threshold of this page judges an item, and not the server's.
+function isMoved(item) {
+  return item.state === 'done' && thresholds[item.category]?.image !== undefined;
 }
 
 function sentence(item) {
@@ -227,7 +241,34 @@ function sentence(item) {
   if (item.state === 'refused') return `${name}: ${item.error}`;
   const score = `${name}: score ${item.found.score.toFixed(3)}`;
   if (stateOf(item) === 'uncalibrated') return score;
-  return `${score}, threshold ${threshold(item, 'image').toFixed(3)}`;
+  const limit = `${score}, threshold ${threshold(item, 'image').toFixed(3)}`;
+  if (!isMoved(item)) return limit;
+  return `${limit} (${MOVED}; the server's: ${number(item.found.image_threshold)})`;
+}
+
+const number = (value) => value === null ? 'none' : value.toFixed(3);
+
+// The strip that says which thresholds are this page's own.
+function warn() {
+  const names = {image: 'verdict', pixel: 'outline'}, texts = [];
+  for (const [category, moved] of Object.entries(thresholds)) {
+    const model = models.find((m) => m.category === category);
+    for (const [kind, value] of Object.entries(moved)) {
+      texts.push(`${category}, ${names[kind]}: ${number(value)}, the server's is`
+        + ` ${number(model[`${kind}_threshold`])}`);
+    }
+  }
+  $('moved').hidden = !texts.length;
+  $('moved-text').textContent =
+    `Thresholds moved by hand, on this page alone. ${texts.join('; ')}.`;
+}
+
+// What tools/serve.py --thresholds reads: the server's, but for those moved.
+function thresholdFile() {
+  const entries = Object.entries(thresholds).map(([category, moved]) => [
+    category, Object.fromEntries(Object.entries(moved).map(
+      ([kind, value]) => [`${kind}_threshold`, value]))]);
+  return JSON.stringify(Object.fromEntries(entries)) + '\n';
 }
 
 // Shows an item, its sentence in the head; null shows none.
@@ -240,14 +281,14 @@ async function open(item, aloud = false) {
     if (item) announce(stateOf(item), sentence(item), aloud);
     return;
   }
-  announce(stateOf(item), sentence(item), aloud);
+  announce(stateOf(item), sentence(item), aloud, isMoved(item));
   await load(item);
   if (current === item) draw();
 }
 
 function draw() {
   const {image, map} = pictures.get(current);
-  announce(stateOf(current), sentence(current), false);
+  announce(stateOf(current), sentence(current), false, isMoved(current));
   $('result').hidden = false;
   $('name').textContent = `${current.name} (${current.category})`;
   $('score').textContent = current.found.score.toFixed(3);
@@ -279,7 +320,9 @@ function rowOf(item) {
   button.type = 'button';
   button.querySelector('img').alt = '';
   button.onclick = () => {
-    if (['done', 'refused'].includes(item.state) && !queue.length) open(item);
+    if (!['done', 'refused'].includes(item.state) || queue.length) return;
+    scrollTo(0, 0);
+    open(item);
   };
   row.append(button);
   return row;
@@ -296,7 +339,8 @@ function refresh(item) {
   part('score').textContent =
     item.state === 'done' ? item.found.score.toFixed(3) : '';
   part('name').textContent = item.name;
-  part('note').textContent = item.state === 'refused' ? item.error : '';
+  part('note').textContent = item.state === 'refused' ? item.error
+    : isMoved(item) ? `◆ threshold ${MOVED}` : '';
   item.row.firstChild.setAttribute('aria-current', item === current);
   item.row.hidden = !['all', state].includes($('filter').value);
 }
@@ -314,7 +358,7 @@ function tally() {
 // A table of the list, oldest first, as text of CSV.
 function table() {
   const head = ['time', 'image', 'category', 'verdict', 'score', 'threshold',
-    'calibrated_threshold', 'seconds', 'error'];
+    'server_threshold', 'seconds', 'error'];
   const rows = items.toReversed().filter((x) => stateOf(x) !== 'busy').map((x) => {
     const done = x.state === 'done';
     return [x.at.toISOString(), x.name, x.category,
@@ -343,9 +387,12 @@ for (const kind of ['image', 'pixel']) {
   };
 }
 $('reset').onclick = () => {
-  delete thresholds[current.category];
+  for (const category of Object.keys(thresholds)) delete thresholds[category];
   rejudge();
+  if (!current && !queue.length) rest();
 };
+$('keep').onclick = () =>
+  download('thresholds.json', 'application/json', thresholdFile());
 $('filter').onchange = () => items.forEach(refresh);
 $('again').onclick = () => {
   const batch = items.filter((item) => item.state === 'refused');
