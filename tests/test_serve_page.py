@@ -1,13 +1,17 @@
 """The live page in a real browser."""
 
 import csv
+import dataclasses
 import io
 
+import numpy as np
+from PIL import Image
 import pytest
 import serve_helpers
 
 from dmdd_jax.serve import limits as limits_lib
 from dmdd_jax.serve import models as serve_models
+from dmdd_jax.serve import regions
 
 png = serve_helpers.png
 
@@ -382,3 +386,131 @@ def test_a_list_that_is_cut_says_so(open_page):
   _wait_for_text(page, '#word', 'NOT INSPECTED')
   assert 'the 3 oldest rows were dropped' in page.inner_text('#cut')
   assert page.locator('#list li').count() == 1000
+
+
+def test_regions_are_listed_and_shown_larger(open_page):
+  page = open_page()
+  _inspect(page, 'bad.png', png(100, (300, 200)), 'DEFECT')
+  assert page.inner_text('#regions-head').startswith('1 region at')
+  region = page.locator('#regions button')
+  # The bright quarter, blurred by a pixel of the map at most.
+  text = region.inner_text()
+  assert text.startswith('1: 150 × 100 px at 0, 0; area 15000 px; peak 0.78')
+  before = page.locator('#view').bounding_box()['width']
+  region.click()
+  assert page.locator('#view').bounding_box()['width'] == pytest.approx(before)
+  page.click('#larger')
+  page.click('#larger')
+  _wait_for_text(page, '#zoom', '225 %')
+  after = page.locator('#view').bounding_box()['width']
+  assert after == pytest.approx(2.25 * before, abs=1)
+  page.check('#beside')
+  assert page.is_visible('#plain')
+  # Both pictures are of one size and one place.
+  page.evaluate(
+    "document.querySelector('#plain').parentElement.scrollTo(30, 20)"
+  )
+  page.wait_for_timeout(200)
+  assert page.evaluate(
+    "document.querySelector('#view').parentElement.scrollLeft"
+  ) == pytest.approx(30, abs=1)
+  # A threshold above all values of the map: no region is left.
+  page.focus('#pixel-threshold')
+  page.keyboard.press('End')
+  assert page.inner_text('#regions-head').startswith('No regions')
+
+
+def test_the_page_finds_the_regions_that_the_server_finds(open_page):
+  page = open_page()
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    values = rng.integers(0, 9, (12, 12)) + rng.random((12, 12)) / 10
+    found = page.evaluate(
+      """async ([values, level]) => {
+        const paint = await import('./paint.js');
+        return paint.regions({size: 12, values}, level, 24, 36);
+      }""",
+      [values.ravel().tolist(), 5.0],
+    )
+    assert found == [
+      dataclasses.asdict(region) for region in regions.find(values, 5.0, 36, 24)
+    ]
+
+
+def test_the_legend_has_the_values_of_the_threshold(open_page):
+  page = open_page()
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
+  assert page.inner_text('#ramp-low') == '0.250'
+  assert page.inner_text('#ramp-level') == '0.500'
+  assert page.inner_text('#ramp-top') == '1.000'
+  last = page.evaluate(
+    "[...document.querySelector('#ramp').getContext('2d')"
+    '.getImageData(299, 0, 1, 1).data]'
+  )
+  assert last[0] > 200 and last[1] < 30 and last[3] == 150
+
+
+def test_a_file_that_the_browser_cannot_show_is_shown_by_the_server(open_page):
+  page = open_page()
+  pixels = np.zeros((20, 30), np.uint16)
+  pixels[:10] = 65535
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'TIFF')
+  _inspect(page, 'deep.tif', file.getvalue(), 'DEFECT')
+  page.uncheck('#show-map')
+  page.uncheck('#show-outline')
+  shades = page.evaluate(
+    """() => {
+      const view = document.querySelector('#view').getContext('2d');
+      const {data} = view.getImageData(15, 0, 1, 20);
+      return [data[4 * 3], data[4 * 17]];
+    }"""
+  )
+  assert shades[0] > 245 and shades[1] < 10
+
+
+@pytest.mark.parametrize('event', ['paste', 'drop'])
+def test_what_is_no_file_is_said(open_page, event):
+  page = open_page()
+  _inspect(page, 'bad.png', png(100), 'DEFECT')
+  page.evaluate(
+    """event => {
+      const data = new DataTransfer();
+      data.setData('text/plain', 'words');
+      document.body.dispatchEvent(event === 'paste'
+        ? new ClipboardEvent(event, {bubbles: true, clipboardData: data})
+        : new DragEvent(event, {bubbles: true, dataTransfer: data}));
+    }""",
+    event,
+  )
+  assert page.inner_text('#word') == 'NOT INSPECTED'
+  assert 'is no image file' in page.inner_text('#sentence')
+  assert not page.is_visible('#result')
+
+
+def test_a_pasted_file_that_is_no_image_is_said(open_page):
+  page = open_page()
+  _give(page, 'paste', 'notes.txt', b'words', 'text/plain')
+  _wait_for_text(page, '#word', 'NOT INSPECTED')
+  assert 'notes.txt' in page.inner_text('#sentence')
+
+
+def test_a_token_is_asked_for_in_words(browser):
+  with serve_helpers.serving(token='secret') as address:
+    page = browser.new_page()
+    page.goto(address)
+    _wait_for_text(page, '#word', 'NOT INSPECTED')
+    assert 'asks for a token' in page.inner_text('#sentence')
+    for token, said in [
+      ('wrong', 'does not accept this token'),
+      ('sécret', 'The token has "é" in it'),
+      ('日本', 'The token has "日" in it'),
+    ]:
+      page.fill('#token', token)
+      page.keyboard.press('Enter')
+      page.locator('#sentence', has_text=said).wait_for()
+    page.fill('#token', 'secret')
+    page.keyboard.press('Enter')
+    _wait_for_text(page, '#word', 'READY')
+    assert not page.is_visible('#login')
+    page.close()

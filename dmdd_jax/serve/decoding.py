@@ -37,12 +37,14 @@ class Decoded:
     height: of the file, upright.
     width: likewise.
     sha256: of the file.
+    preview: it as JPEG, no larger than a screen; empty unless asked for.
   """
 
   pixels: np.ndarray
   height: int
   width: int
   sha256: str
+  preview: bytes
 
 
 class Decoders:
@@ -56,13 +58,16 @@ class Decoders:
     for index in range(count):
       self._idle.put(index)
 
-  def decode(self, content_type: str, body: Any, side: int) -> Decoded:
+  def decode(
+    self, content_type: str, body: Any, side: int, preview: bool = False
+  ) -> Decoded:
     """Waits for a child and its answer; can be called from any thread.
 
     Args:
       content_type: multipart/form-data with its boundary, or application/json.
       body: bytes of the request.
       side: of the image that is returned.
+      preview: whether to make one.
 
     Raises:
       worker.Refusal: the body holds no image, or one beyond the limits.
@@ -70,7 +75,7 @@ class Decoders:
     index = self._idle.get()
     try:
       child = self._children[index]
-      job = {'content_type': content_type, 'side': side}
+      job = {'content_type': content_type, 'side': side, 'preview': preview}
       try:
         worker.write_frame(child.stdin, job, body)
         answer, pixels = worker.read_frame(child.stdout)
@@ -80,11 +85,13 @@ class Decoders:
       self._idle.put(index)
     if answer['status'] != 200:
       raise worker.Refusal(answer['status'], answer['detail'])
+    size = side * side * 3
     return Decoded(
-      np.frombuffer(pixels, np.uint8).reshape(side, side, 3),
+      np.frombuffer(pixels, np.uint8, size).reshape(side, side, 3),
       answer['height'],
       answer['width'],
       answer['sha256'],
+      pixels[size:],
     )
 
   def close(self) -> None:

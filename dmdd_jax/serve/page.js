@@ -7,7 +7,7 @@ const items = [];  // Newest first; see `submit` for what one holds.
 const queue = [];
 const pictures = new Map();  // Of items, the latest shown last.
 const thresholds = {};  // Per category: {image, pixel}, moved by the sliders.
-let current = null, models = [], sounds = null, dropped = 0;
+let current = null, models = [], sounds = null, dropped = 0, zoom = 1;
 
 const MOVED = 'moved by hand';
 
@@ -58,21 +58,47 @@ function play(tones) {
 
 async function request(path, options = {}) {
   const token = sessionStorage.getItem('token');
+  if (token) checkToken(token);
   const headers = token ? {Authorization: `Bearer ${token}`} : {};
   let response;
   try {
     response = await fetch(path, {...options, headers});
   } catch {
-    throw new Error('The server cannot be reached.');
+    throw new Error('The server cannot be reached. Is it running, and is this'
+      + ' machine in its network?');
   }
   if (response.ok) return response.json();
   if (response.status === 401) {
-    $('login').hidden = false;
-    $('token').focus();
+    askForToken();
+    throw new Error(token ? 'The server does not accept this token.'
+      + ' Enter it again, or ask the person who runs the server for it.'
+      : 'The server asks for a token. Enter it below; the person'
+      + ' who runs the server has it.');
   }
   const fault = await response.json().catch(() => ({}));
   const text = typeof fault.detail === 'string' ? fault.detail : '';
   throw new Error(`Refused (${response.status}): ${text}`);
+}
+
+function askForToken() {
+  $('login').hidden = false;
+  $('token').focus();
+}
+
+// Others make fetch throw, because no header can carry them.
+function checkToken(token) {
+  const strange = token.match(/[^A-Za-z0-9._~+/=-]/u);
+  if (!strange) return;
+  askForToken();
+  throw new Error(`The token has "${strange[0]}" in it. A token has the letters`
+    + ' A to Z and a to z, digits and ._~+/- alone. Was another text entered?');
+}
+
+// After something other than a file was pasted or dropped.
+function refuseOther(verb) {
+  if (queue.length) return;
+  open(null);
+  announce('refused', `What was ${verb} is no image file. Nothing was inspected.`);
 }
 
 function rest() {
@@ -134,12 +160,18 @@ async function inspectAll(batch) {
 async function inspect(item) {
   const began = performance.now();
   try {
+    await item.file.slice(0, 1).arrayBuffer().catch(() => {
+      throw new Error(
+        'It cannot be read. Is it a folder, or was it moved or changed?');
+    });
+    const image = await paint.picture(item.file);
     const body = new FormData();
     body.append('image', item.file, item.name);
-    const query = new URLSearchParams({category: item.category});
+    const query = new URLSearchParams(
+      {category: item.category, preview: image === null});
     item.found = await request(`v1/inspect?${query}`, {method: 'POST', body});
     item.seconds = (performance.now() - began) / 1000;
-    item.thumbnail = paint.thumbnail((await load(item)).image);
+    item.thumbnail = paint.thumbnail((await load(item, image)).image);
     item.state = 'done';
   } catch (error) {
     item.state = 'refused';
@@ -160,13 +192,16 @@ function cut() {
 }
 
 // The picture and the map of an item; those looked at last are kept.
-async function load(item) {
+async function load(item, image = null) {
   let held = pictures.get(item);
   if (!held) {
-    const {width, height, map} = item.found;
-    const [image, values] = await Promise.all([
-      paint.picture(item.file, width, height), paint.decodeMap(map)]);
-    held = {image, map: {...map, values}};
+    const {width, height, map, preview} = item.found;
+    image ??= await paint.picture(
+      preview ? paint.blobOf(preview, 'image/jpeg') : item.file);
+    held = {
+      image: image ?? paint.grey(width, height),
+      map: {...map, values: await paint.decodeMap(map)},
+    };
   }
   pictures.delete(item);
   pictures.set(item, held);
@@ -300,9 +335,78 @@ function draw() {
     slider.setAttribute('aria-valuetext', value.toFixed(3));
     $(`${kind}-value`).textContent = value.toFixed(3);
   }
-  paint.paint($('view'), image, map, threshold(current, 'pixel'),
-    $('show-map').checked, $('show-outline').checked);
+  const level = threshold(current, 'pixel'), found = regionsOf(current, map);
+  paint.paint($('view'), image, map, level, $('show-map').checked,
+    $('show-outline').checked, found, image.width / current.found.width);
   $('view').setAttribute('aria-label', sentence(current));
+  $('plain').width = image.width;
+  $('plain').height = image.height;
+  $('plain').getContext('2d').drawImage(image, 0, 0);
+  const [low, top] = paint.heatRange(level, map.high);
+  $('ramp-low').textContent = low.toFixed(3);
+  $('ramp-level').textContent = level > 0 ? level.toFixed(3) : '';
+  $('ramp-top').textContent = top.toFixed(3);
+  list(found);
+  fit();
+}
+
+// The server's regions, or those at the outline threshold of this page.
+function regionsOf(item, map) {
+  const {width, height, regions, pixel_threshold} = item.found;
+  if (thresholds[item.category]?.pixel === undefined && pixel_threshold !== null) {
+    return regions;
+  }
+  return paint.regions(map, threshold(item, 'pixel'), width, height);
+}
+
+// The regions as buttons that show them larger.
+function list(found) {
+  const count = found.length === 100 ? 'The 100 highest' : found.length || 'No';
+  const noun = found.length === 1 ? 'region' : 'regions';
+  $('regions-head').textContent = `${count} ${noun} at or above the outline threshold`;
+  $('regions').replaceChildren(...found.map((region, i) => {
+    const row = document.createElement('li'), button = document.createElement('button');
+    const [left, top, width, height, area] = ['left', 'top', 'width', 'height',
+      'area'].map((name) => Math.round(region[name]));
+    button.type = 'button';
+    button.textContent = `${i + 1}: ${width} × ${height} px at ${left}, ${top};`
+      + ` area ${area} px; peak ${region.peak.toFixed(3)}`;
+    button.onclick = () => approach(region);
+    row.append(button);
+    return row;
+  }));
+}
+
+// Sizes both pictures: the whole one at a zoom of 1.
+function fit() {
+  const frame = $('view').parentElement, {width, height} = $('view');
+  const whole = Math.min(frame.clientWidth, .74 * innerHeight * width / height);
+  for (const id of ['plain', 'view']) $(id).style.width = `${whole * zoom}px`;
+  $('zoom').textContent = `${Math.round(100 * zoom)} %`;
+}
+
+function setZoom(value) {
+  const frame = $('view').parentElement;
+  const share = (at, shown, all) => (at + shown / 2) / all;
+  const x = share(frame.scrollLeft, frame.clientWidth, frame.scrollWidth);
+  const y = share(frame.scrollTop, frame.clientHeight, frame.scrollHeight);
+  zoom = Math.min(16, Math.max(1, value));
+  fit();
+  center(x, y);
+}
+
+// Brings a point, in shares of the picture, to the middle of the frame.
+function center(x, y) {
+  const frame = $('view').parentElement;
+  frame.scrollLeft = x * frame.scrollWidth - frame.clientWidth / 2;
+  frame.scrollTop = y * frame.scrollHeight - frame.clientHeight / 2;
+}
+
+function approach(region) {
+  const {width, height} = current.found;
+  setZoom(.5 * Math.min(width / region.width, height / region.height));
+  center((region.left + region.width / 2) / width,
+    (region.top + region.height / 2) / height);
 }
 
 // The row of an item in the list; `refresh` fills it.
@@ -399,6 +503,19 @@ $('again').onclick = () => {
   inspectAll(batch.reverse());
 };
 $('csv').onclick = () => download('inspections.csv', 'text/csv', table());
+$('smaller').onclick = () => setZoom(zoom / 1.5);
+$('larger').onclick = () => setZoom(zoom * 1.5);
+$('beside').onchange = () => {
+  $('plain').parentElement.hidden = !$('beside').checked;
+  fit();
+};
+const frames = [...document.querySelectorAll('.frame')];
+for (const frame of frames) {
+  frame.onscroll = () => frames.forEach(
+    (other) => other.scrollTo(frame.scrollLeft, frame.scrollTop));
+}
+addEventListener('resize', () => current?.state === 'done' && fit());
+paint.legend($('ramp'));
 $('show-map').onchange = $('show-outline').onchange = () => draw();
 $('sound').checked = localStorage.getItem('sound') === 'on';
 $('sound').onchange = () => {
@@ -413,7 +530,12 @@ for (const id of ['file', 'camera']) {
     event.target.value = '';  // The same file can be chosen again.
   };
 }
-document.addEventListener('paste', (event) => submit(event.clipboardData.files));
+document.addEventListener('paste', (event) => {
+  if (event.target.closest?.('input')) return;
+  const {files} = event.clipboardData;
+  if (files.length) submit(files);
+  else refuseOther('pasted');
+});
 document.addEventListener('dragover', (event) => {
   event.preventDefault();
   $('drop').classList.add('over');
@@ -422,11 +544,13 @@ document.addEventListener('dragleave', () => $('drop').classList.remove('over'))
 document.addEventListener('drop', (event) => {
   event.preventDefault();
   $('drop').classList.remove('over');
-  submit(event.dataTransfer.files);
+  const {files} = event.dataTransfer;
+  if (files.length) submit(files);
+  else refuseOther('dropped');
 });
 $('login').onsubmit = (event) => {
   event.preventDefault();
-  sessionStorage.setItem('token', $('token').value);
+  sessionStorage.setItem('token', $('token').value.trim());
   start();
 };
 start();

@@ -38,8 +38,23 @@ class AnomalyMap(pydantic.BaseModel):
   data: str
 
 
+class Region(pydantic.BaseModel):
+  """A region at or above `pixel_threshold`: box and area in image pixels."""
+
+  left: float
+  top: float
+  width: float
+  height: float
+  area: float
+  peak: float
+
+
 class Inspection(pydantic.BaseModel):
-  """What is said of an image."""
+  """What is said of an image.
+
+  `regions`: the highest peak first, at most 100. `preview`: a JPEG in base64,
+  for formats that browsers do not show.
+  """
 
   category: str
   score: float
@@ -49,6 +64,8 @@ class Inspection(pydantic.BaseModel):
   height: int
   width: int
   map: AnomalyMap | None
+  regions: list[Region]
+  preview: str | None
 
 
 class Fault(pydantic.BaseModel):
@@ -67,6 +84,9 @@ class InspectQuery(pydantic.BaseModel):
   )
   map: Literal['png', 'float32', 'none'] = pydantic.Field(
     'png', description='How the map is sent.'
+  )
+  preview: bool = pydantic.Field(
+    False, description='Whether the image is sent back as JPEG.'
   )
 
 

@@ -1,9 +1,11 @@
 """From a request to its answer: admission, reading, decoding, the model."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Sequence
 import concurrent.futures
 import contextlib
+import dataclasses
 
 import fastapi
 from starlette import requests
@@ -14,6 +16,7 @@ from dmdd_jax.serve import decoding
 from dmdd_jax.serve import limits as limits_lib
 from dmdd_jax.serve import metrics as metrics_lib
 from dmdd_jax.serve import models as serve_models
+from dmdd_jax.serve import regions as regions_lib
 from dmdd_jax.serve import schema
 from dmdd_jax.serve import security
 from dmdd_jax.serve import worker
@@ -96,8 +99,18 @@ class Service:
     self.waiting += 1
     self.metrics.waiting.set(self.waiting)
     try:
-      image = await self._decode(request, batcher.model.image_size)
+      image = await self._decode(
+        request, batcher.model.image_size, query.preview
+      )
       score, values = await batcher.inspect(image.pixels)
+      regions = await asyncio.get_running_loop().run_in_executor(
+        self._threads,
+        regions_lib.find,
+        values,
+        batcher.model.pixel_threshold,
+        image.height,
+        image.width,
+      )
     except worker.Refusal as refusal:
       raise fastapi.HTTPException(refusal.status, str(refusal)) from refusal
     except serve_models.ModelError as error:
@@ -124,6 +137,8 @@ class Service:
       height=image.height,
       width=image.width,
       map=schema.encode_map(values, query.map),
+      regions=[schema.Region(**dataclasses.asdict(x)) for x in regions],
+      preview=base64.b64encode(image.preview).decode() or None,
     )
 
   def _admit(
@@ -143,7 +158,7 @@ class Service:
     return self.batcher(category)
 
   async def _decode(
-    self, request: requests.Request, side: int
+    self, request: requests.Request, side: int, preview: bool
   ) -> decoding.Decoded:
     """The image in a body, at the model's size."""
     scale = 4 / 3 if _kind(request) == 'application/json' else 1.0  # Base64.
@@ -158,6 +173,7 @@ class Service:
         request.headers['content-type'],
         body,
         side,
+        preview,
       )
     finally:
       self._held -= len(body)
