@@ -70,7 +70,9 @@ def test_the_structure_is_refused_before_decoding(name, tmp_path, monkeypatch):
   content = make()
   path = tmp_path / 'attack.img'
   path.write_bytes(content)
-  monkeypatch.setattr(images_lib, '_to_rgb', None)  # Decodes.
+  monkeypatch.setattr(  # Decodes.
+    images_lib, '_to_rgb', lambda *args, **options: 1 / 0
+  )
   # Of --mode predict, and of the server.
   with pytest.raises(files.BadImageError, match=f'attack.img.*{text}'):
     images_lib.read_image(path, None)

@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 import serve_helpers
 
+from dmdd_jax.serve import feedback
 from dmdd_jax.serve import limits as limits_lib
 from dmdd_jax.serve import models as serve_models
 from dmdd_jax.serve import regions
@@ -514,3 +515,30 @@ def test_a_token_is_asked_for_in_words(browser):
     _wait_for_text(page, '#word', 'READY')
     assert not page.is_visible('#login')
     page.close()
+
+
+def test_an_operator_disagrees(browser, tmp_path):
+  keep = feedback.open_folder(tmp_path, ['nut'])
+  with serve_helpers.serving(keep=keep) as address:
+    page = browser.new_page()
+    page.goto(address)
+    _wait_for_text(page, '#word', 'READY')
+    _inspect(page, 'missed.png', png(10), 'OK')
+    assert not page.is_visible('#is-good')
+    page.select_option('#reason', 'defect missed')
+    page.fill('#remark', 'a dent')
+    page.click('#is-defective')
+    page.locator('#kept', has_text='Kept as nut/test/defective/').wait_for()
+    note = page.inner_text('#list .note')
+    assert note == 'operator: defective (defect missed: a dent)'
+    rows = list(csv.DictReader(io.StringIO(_download(page, '#csv'))))
+    assert rows[0]['opinion'] == 'defective'
+    page.close()
+  (file,) = (tmp_path / 'nut' / 'test' / 'defective').iterdir()
+  assert file.read_bytes() == png(10)
+
+
+def test_without_a_folder_for_opinions_nobody_is_asked(open_page):
+  page = open_page()
+  _inspect(page, 'fine.png', png(10), 'OK')
+  assert not page.is_visible('#feedback')

@@ -24,6 +24,7 @@ from fastapi import responses
 import prometheus_client
 import uvicorn
 
+from dmdd_jax.serve import feedback as feedback_lib
 from dmdd_jax.serve import journal as journal_lib
 from dmdd_jax.serve import limits as limits_lib
 from dmdd_jax.serve import models as serve_models
@@ -54,6 +55,7 @@ def create_app(
   token: str = '',
   hosts: security.Hosts | None = None,
   journal: journal_lib.Journal | None = None,
+  keep: feedback_lib.Keep | None = None,
 ) -> fastapi.FastAPI:
   """Builds the application.
 
@@ -63,6 +65,7 @@ def create_app(
     token: if not empty, /v1 asks for it as a bearer token.
     hosts: names under which it may be asked; any by default.
     journal: gets an entry for each inspection and each refusal.
+    keep: gets what operators say of verdicts; by default, nobody is asked.
 
   Raises:
     ValueError: no model, or two of one category; a token that no header can
@@ -73,7 +76,9 @@ def create_app(
     raise ValueError(
       f'serve models of different categories, at least one, got {names}'
     )
-  service = service_lib.Service(models, limits or limits_lib.Limits(), token)
+  service = service_lib.Service(
+    models, limits or limits_lib.Limits(), token, keep
+  )
   app = fastapi.FastAPI(
     title='dmdd_jax',
     description='Finds and outlines defects in images.',
@@ -151,6 +156,7 @@ def _add_inspection(app: fastapi.FastAPI, service: service_lib.Service) -> None:
         image_size=model.image_size,
         image_threshold=model.image_threshold,
         pixel_threshold=model.pixel_threshold,
+        feedback=service.keep is not None,
       )
       for model in (x.model for x in service.batchers.values())
     ]
@@ -166,6 +172,18 @@ def _add_inspection(app: fastapi.FastAPI, service: service_lib.Service) -> None:
   ) -> schema.Inspection:
     """Inspects one image: verdict, score and map."""
     return await service.inspect(request, query)
+
+  @app.post(
+    '/v1/feedback',
+    responses=schema.FAULTS,
+    openapi_extra={'requestBody': schema.BODY},
+  )
+  async def feedback(
+    request: fastapi.Request,
+    query: Annotated[schema.FeedbackQuery, fastapi.Query()],
+  ) -> schema.Feedback:
+    """Keeps an image whose verdict is wrong, with what it is."""
+    return await service.take_feedback(request, query)
 
 
 class _Server(uvicorn.Server):

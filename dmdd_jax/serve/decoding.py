@@ -38,6 +38,7 @@ class Decoded:
     width: likewise.
     sha256: of the file.
     preview: it as JPEG, no larger than a screen; empty unless asked for.
+    content: the file; empty unless asked for.
   """
 
   pixels: np.ndarray
@@ -45,6 +46,7 @@ class Decoded:
   width: int
   sha256: str
   preview: bytes
+  content: bytes
 
 
 class Decoders:
@@ -59,7 +61,12 @@ class Decoders:
       self._idle.put(index)
 
   def decode(
-    self, content_type: str, body: Any, side: int, preview: bool = False
+    self,
+    content_type: str,
+    body: Any,
+    side: int,
+    preview: bool = False,
+    keep: bool = False,
   ) -> Decoded:
     """Waits for a child and its answer; can be called from any thread.
 
@@ -68,6 +75,7 @@ class Decoders:
       body: bytes of the request.
       side: of the image that is returned.
       preview: whether to make one.
+      keep: whether the file itself is returned, too.
 
     Raises:
       worker.Refusal: the body holds no image, or one beyond the limits.
@@ -75,7 +83,12 @@ class Decoders:
     index = self._idle.get()
     try:
       child = self._children[index]
-      job = {'content_type': content_type, 'side': side, 'preview': preview}
+      job = {
+        'content_type': content_type,
+        'side': side,
+        'preview': preview,
+        'keep': keep,
+      }
       try:
         worker.write_frame(child.stdin, job, body)
         answer, pixels = worker.read_frame(child.stdout)
@@ -86,12 +99,14 @@ class Decoders:
     if answer['status'] != 200:
       raise worker.Refusal(answer['status'], answer['detail'])
     size = side * side * 3
+    end = size + answer['preview']
     return Decoded(
       np.frombuffer(pixels, np.uint8, size).reshape(side, side, 3),
       answer['height'],
       answer['width'],
       answer['sha256'],
-      pixels[size:],
+      pixels[size:end],
+      pixels[end:],
     )
 
   def close(self) -> None:

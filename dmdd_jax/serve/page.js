@@ -124,6 +124,7 @@ async function submit(files) {
   const batch = [...files].map((file) => ({
     file, category, name: file.name || 'pasted image', at: new Date(),
     state: 'waiting', error: '', found: null, seconds: null, thumbnail: '',
+    opinion: '', reason: '', kept: '',
   }));
   if (!batch.length) return;
   for (const item of batch) {
@@ -346,6 +347,11 @@ function draw() {
   $('ramp-low').textContent = low.toFixed(3);
   $('ramp-level').textContent = level > 0 ? level.toFixed(3) : '';
   $('ramp-top').textContent = top.toFixed(3);
+  const model = models.find((m) => m.category === current.category);
+  $('feedback').hidden = !model?.feedback;
+  $('is-good').hidden = stateOf(current) === 'good';
+  $('is-defective').hidden = stateOf(current) === 'defective';
+  $('kept').textContent = current.kept;
   list(found);
   fit();
 }
@@ -357,6 +363,31 @@ function regionsOf(item, map) {
     return regions;
   }
   return paint.regions(map, threshold(item, 'pixel'), width, height);
+}
+
+// What an operator says of the shown verdict; the server keeps the image.
+async function disagree(opinion) {
+  const item = current;
+  const remark = $('remark').value.trim();
+  const reason = $('reason').value + (remark && `: ${remark}`);
+  $('kept').textContent = 'Sending …';
+  let said;
+  try {
+    const body = new FormData();
+    body.append('image', item.file, item.name);
+    const query = new URLSearchParams(
+      {category: item.category, opinion, reason, name: item.name.slice(0, 500)});
+    const {file} = await request(`v1/feedback?${query}`, {method: 'POST', body});
+    item.opinion = opinion;
+    item.reason = reason;
+    said = `Kept as ${file}.`;
+    $('remark').value = '';
+  } catch (error) {
+    said = `Not kept. ${error.message}`;
+  }
+  item.kept = said;
+  refresh(item);
+  if (current === item) draw();
 }
 
 // The regions as buttons that show them larger.
@@ -443,8 +474,10 @@ function refresh(item) {
   part('score').textContent =
     item.state === 'done' ? item.found.score.toFixed(3) : '';
   part('name').textContent = item.name;
-  part('note').textContent = item.state === 'refused' ? item.error
-    : isMoved(item) ? `◆ threshold ${MOVED}` : '';
+  const notes = [item.state === 'refused' && item.error,
+    isMoved(item) && `◆ threshold ${MOVED}`,
+    item.opinion && `operator: ${item.opinion} (${item.reason})`];
+  part('note').textContent = notes.filter(Boolean).join('; ');
   item.row.firstChild.setAttribute('aria-current', item === current);
   item.row.hidden = !['all', state].includes($('filter').value);
 }
@@ -462,13 +495,15 @@ function tally() {
 // A table of the list, oldest first, as text of CSV.
 function table() {
   const head = ['time', 'image', 'category', 'verdict', 'score', 'threshold',
-    'server_threshold', 'seconds', 'error'];
+    'server_threshold', 'seconds', 'error',
+    'opinion', 'reason'];
   const rows = items.toReversed().filter((x) => stateOf(x) !== 'busy').map((x) => {
     const done = x.state === 'done';
     return [x.at.toISOString(), x.name, x.category,
       done ? stateOf(x) : 'not inspected', done ? x.found.score : '',
       !done || stateOf(x) === 'uncalibrated' ? '' : threshold(x, 'image'),
-      x.found?.image_threshold ?? '', done ? x.seconds.toFixed(3) : '', x.error];
+      x.found?.image_threshold ?? '', done ? x.seconds.toFixed(3) : '', x.error,
+      x.opinion, x.reason];
   });
   // A text that begins like a formula is none in a spreadsheet behind a quote.
   const cell = (value) => typeof value === 'number' ? value
@@ -497,6 +532,9 @@ $('reset').onclick = () => {
 };
 $('keep').onclick = () =>
   download('thresholds.json', 'application/json', thresholdFile());
+$('is-good').onclick = () => disagree('good');
+$('is-defective').onclick = () => disagree('defective');
+$('feedback').onsubmit = (event) => event.preventDefault();
 $('filter').onchange = () => items.forEach(refresh);
 $('again').onclick = () => {
   const batch = items.filter((item) => item.state === 'refused');

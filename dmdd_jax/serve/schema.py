@@ -10,12 +10,13 @@ import pydantic
 
 
 class ModelInfo(pydantic.BaseModel):
-  """A category that is served."""
+  """A category that is served; `feedback`: whether opinions are kept."""
 
   category: str
   image_size: int
   image_threshold: float | None
   pixel_threshold: float | None
+  feedback: bool
 
 
 class Health(pydantic.BaseModel):
@@ -90,6 +91,32 @@ class InspectQuery(pydantic.BaseModel):
   )
 
 
+class FeedbackQuery(pydantic.BaseModel):
+  """What may stand behind the question mark of /v1/feedback."""
+
+  model_config = pydantic.ConfigDict(extra='forbid')
+
+  opinion: Literal['good', 'defective'] = pydantic.Field(
+    description='What the image is.'
+  )
+  category: str | None = pydantic.Field(
+    None, description='Needed if several are served.'
+  )
+  reason: str = pydantic.Field('', max_length=500)
+  name: str = pydantic.Field(
+    '', max_length=500, description='Of the file, where it came from.'
+  )
+
+
+class Feedback(pydantic.BaseModel):
+  """What was kept, and where in the folder of --feedback."""
+
+  category: str
+  file: str
+  score: float
+  verdict: Literal['defective', 'good', 'uncalibrated']
+
+
 def encode_map(values: np.ndarray, map_format: str) -> AnomalyMap | None:
   """A map (S, S) for a response, see `AnomalyMap`; None for 'none'."""
   if map_format == 'none':
@@ -122,6 +149,7 @@ _REASONS = {
   415: 'no image of a known format',
   500: 'the model failed',
   503: 'too many requests are waiting',
+  507: 'the folder of --feedback cannot be written to',
 }
 BODY = {
   'required': True,

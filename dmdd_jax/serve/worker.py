@@ -115,7 +115,9 @@ def _work(
   }
   prepared = images_lib.resize_image(image, job['side'])
   preview = _preview(image) if job['preview'] else b''
-  return answer, np.ascontiguousarray(prepared).tobytes() + preview
+  answer['preview'] = len(preview)
+  kept = content if job['keep'] else b''
+  return answer, np.ascontiguousarray(prepared).tobytes() + preview + kept
 
 
 def _preview(image: np.ndarray) -> bytes:
