@@ -38,7 +38,7 @@ def open_page(browser, address):
 
   def opened(**options):
     page = browser.new_page(**options)
-    page.set_default_timeout(60000)
+    page.set_default_timeout(20000)
     pages.append(page)
     # The browser itself notes every refused request.
     page.on(
@@ -542,3 +542,100 @@ def test_without_a_folder_for_opinions_nobody_is_asked(open_page):
   page = open_page()
   _inspect(page, 'fine.png', png(10), 'OK')
   assert not page.is_visible('#feedback')
+
+
+# A camera whose picture is grey, with a bright spot while `bad` is true.
+_CAMERA = """() => {
+  window.bad = false;
+  const canvas = document.createElement('canvas');
+  [canvas.width, canvas.height] = [64, 48];
+  const context = canvas.getContext('2d');
+  setInterval(() => {
+    context.fillStyle = '#222';
+    context.fillRect(0, 0, 64, 48);
+    context.fillStyle = window.bad ? '#fff' : '#222';
+    context.fillRect(0, 0, 32, 24);
+  }, 20);
+  navigator.mediaDevices.getUserMedia = async () => canvas.captureStream();
+}"""
+
+
+def _open_camera(page):
+  page.evaluate(_CAMERA)
+  page.click('#live')
+  page.locator('#station').wait_for()
+
+
+def test_the_camera_inspects_on_a_key_and_a_click(open_page):
+  page = open_page()
+  _open_camera(page)
+  page.keyboard.press('Space')  # On the button, which has the focus.
+  _wait_for_text(page, '#word', 'OK')
+  assert page.inner_text('#name').startswith('camera_20')
+  page.evaluate('window.bad = true; document.activeElement.blur()')
+  page.wait_for_timeout(200)
+  page.keyboard.press('Space')
+  _wait_for_text(page, '#word', 'DEFECT')
+  assert page.locator('#list li').count() == 2
+  page.evaluate('window.bad = false')
+  page.wait_for_timeout(200)
+  page.click('#video')
+  _wait_for_text(page, '#word', 'OK')
+  page.click('#leave')
+  assert not page.is_visible('#station')
+  page.keyboard.press('Space')
+  assert page.locator('#list li').count() == 3
+
+
+def test_the_camera_inspects_by_the_clock(open_page):
+  page = open_page()
+  _open_camera(page)
+  page.fill('#interval', '0.2')
+  page.check('#timed')
+  page.locator('#list li').nth(2).wait_for()
+  page.uncheck('#timed')
+  _wait_for_text(page, '#word', 'OK')
+  count = page.locator('#list li').count()
+  page.wait_for_timeout(600)
+  assert page.locator('#list li').count() <= count + 1
+
+
+@pytest.mark.parametrize(
+  'script, said',
+  [
+    (
+      """() => {
+        navigator.mediaDevices.getUserMedia = async () => {
+          throw new DOMException('', 'NotAllowedError');
+        };
+      }""",
+      'was not allowed',
+    ),
+    (
+      "Object.defineProperty(navigator, 'mediaDevices', {value: undefined})",
+      'https',
+    ),
+  ],
+  ids=['not allowed', 'no TLS'],
+)
+def test_a_camera_that_cannot_be_used_is_said(open_page, script, said):
+  page = open_page()
+  _inspect(page, 'fine.png', png(10), 'OK')
+  page.evaluate(script)
+  page.click('#live')
+  page.locator('#sentence', has_text=said).wait_for()
+  assert page.inner_text('#word') == 'NOT INSPECTED'
+  assert not page.is_visible('#station') and not page.is_visible('#result')
+
+
+def test_a_camera_that_was_unplugged_is_said(open_page):
+  page = open_page()
+  _open_camera(page)
+  page.click('#shoot')
+  _wait_for_text(page, '#word', 'OK')
+  page.evaluate(
+    "document.querySelector('#video').srcObject.getTracks()[0].stop()"
+  )
+  page.click('#shoot')
+  _wait_for_text(page, '#word', 'NOT INSPECTED')
+  assert 'gives no picture' in page.inner_text('#sentence')

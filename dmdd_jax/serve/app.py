@@ -37,6 +37,7 @@ _FOLDER = os.path.dirname(__file__)
 _PAGE = {
   'page.html': 'text/html; charset=utf-8',
   'page.css': 'text/css; charset=utf-8',
+  'camera.js': 'text/javascript; charset=utf-8',
   'page.js': 'text/javascript; charset=utf-8',
   'paint.js': 'text/javascript; charset=utf-8',
 }

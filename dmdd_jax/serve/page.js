@@ -1,4 +1,5 @@
 // The live page: asks the server, shows one state at a time.
+import * as camera from './camera.js';
 import * as paint from './paint.js';
 
 const $ = (id) => document.getElementById(id);
@@ -94,11 +95,62 @@ function checkToken(token) {
     + ' A to Z and a to z, digits and ._~+/- alone. Was another text entered?');
 }
 
-// After something other than a file was pasted or dropped.
-function refuseOther(verb) {
+// The camera: a frame is inspected on a key, a click or by the clock. One that
+// falls due while another is inspected is left out.
+let clock = null, shooting = false;
+
+async function openCamera(device = '') {
+  try {
+    await camera.start($('video'), device);
+    $('station').hidden = false;
+    $('shoot').focus();
+    $('device').replaceChildren(
+      ...(await camera.list()).map(([id, name]) => new Option(name, id)));
+    const track = $('video').srcObject.getVideoTracks()[0];
+    $('device').value = track.getSettings().deviceId ?? '';
+  } catch (error) {
+    closeCamera();
+    fail(error.message);
+  }
+}
+
+function closeCamera() {
+  $('timed').checked = false;
+  setClock();
+  camera.stop($('video'));
+  $('station').hidden = true;
+}
+
+async function shoot() {
+  if (queue.length || shooting) return;
+  shooting = true;
+  try {
+    await submit([await camera.photograph($('video'))]);
+  } catch (error) {
+    fail(error.message);
+  } finally {
+    shooting = false;
+  }
+}
+
+function setClock() {
+  clearInterval(clock);
+  const seconds = $('interval').valueAsNumber;
+  if ($('timed').checked && seconds > 0) {
+    clock = setInterval(shoot, 1000 * Math.max(.2, seconds));
+  }
+}
+
+// Says what went wrong outside of an inspection; nothing stays shown.
+function fail(sentence) {
   if (queue.length) return;
   open(null);
-  announce('refused', `What was ${verb} is no image file. Nothing was inspected.`);
+  announce('refused', sentence);
+}
+
+// After something other than a file was pasted or dropped.
+function refuseOther(verb) {
+  fail(`What was ${verb} is no image file. Nothing was inspected.`);
 }
 
 function rest() {
@@ -561,6 +613,18 @@ $('sound').onchange = () => {
   play(STATES.good.tones);
 };
 $('choose').onclick = () => $('file').click();
+$('live').onclick = () => openCamera();
+$('leave').onclick = closeCamera;
+$('device').onchange = () => openCamera($('device').value);
+$('shoot').onclick = $('video').onclick = shoot;
+$('timed').onchange = $('interval').onchange = setClock;
+document.addEventListener('keydown', (event) => {
+  // A key has its own meaning in these; a foot switch is a space or an enter.
+  if (event.target.closest('button, input, select, a')) return;
+  if ($('station').hidden || ![' ', 'Enter'].includes(event.key)) return;
+  event.preventDefault();
+  if (!event.repeat) shoot();
+});
 $('photograph').onclick = () => $('camera').click();
 for (const id of ['file', 'camera']) {
   $(id).onchange = async (event) => {
