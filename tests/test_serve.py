@@ -427,13 +427,15 @@ def test_the_description_is_kept_under_fuzzing(address):
   assert {x.path for x in operations} == {
     '/healthz',
     '/metrics',
+    '/v1/feedback',
     '/v1/inspect',
     '/v1/models',
   }
   modes = schemathesis.GenerationMode
   for operation in operations:
-    # Only an inspection has parameters and a body that can be wrong.
-    wrong = [modes.NEGATIVE] if operation.path == '/v1/inspect' else []
+    # Only these have parameters and a body that can be wrong.
+    has_body = operation.path in ('/v1/inspect', '/v1/feedback')
+    wrong = [modes.NEGATIVE] if has_body else []
     for mode in (modes.POSITIVE, *wrong):
 
       @hypothesis.settings(

@@ -241,7 +241,7 @@ import sys
 sys.argv = ['serve.py', '--workdir=unused', *{flags!r}]
 from dmdd_jax.serve import app, models
 models.open_model = lambda path: None
-app.create_app = lambda models, limits, token, hosts, journal: token
+app.create_app = lambda models, limits, token, *others: token
 app.run = lambda token, *unused: print('served with', token or 'none')
 import runpy
 runpy.run_path('tools/serve.py', run_name='__main__')

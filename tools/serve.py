@@ -30,6 +30,17 @@ _OPEN = flags.DEFINE_bool('open', False, 'Ask for no token, from anybody.')
 _ALLOWED_HOST = flags.DEFINE_multi_string(
   'allowed_host', [], 'A name it may be asked under, beside its own.'
 )
+_FEEDBACK = cli.define_path(
+  'feedback',
+  None,
+  'A folder for images whose verdict an operator calls wrong, in the layout of'
+  ' MVTec AD.',
+)
+_THRESHOLDS = cli.define_path(
+  'thresholds',
+  None,
+  "A file of the page, with thresholds in the models' place.",
+)
 _LOG = cli.define_path(
   'log',
   None,
@@ -60,6 +71,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   try:
     from dmdd_jax.serve import app as serve_app
+    from dmdd_jax.serve import feedback as feedback_lib
     from dmdd_jax.serve import journal as journal_lib
     from dmdd_jax.serve import limits as limits_lib
     from dmdd_jax.serve import models as serve_models
@@ -82,8 +94,16 @@ def main(argv: list[str]) -> None:
   if not all(path.endswith('.onnx') for path in _WORKDIR.value):
     cli.use_compilation_cache()
   models = [serve_models.open_model(path) for path in _WORKDIR.value]
+  if _THRESHOLDS.value is not None:
+    models = serve_models.with_thresholds(models, _THRESHOLDS.value)
+  keep = None
+  if _FEEDBACK.value is not None:
+    categories = [model.category for model in models]
+    keep = feedback_lib.open_folder(_FEEDBACK.value, categories)
   hosts = security.hosts_of(_HOST.value, _ALLOWED_HOST.value)
-  application = serve_app.create_app(models, limits, token, hosts, journal)
+  application = serve_app.create_app(
+    models, limits, token, hosts, journal, keep
+  )
   if is_new:
     print(f'token: {token}')
   print(f'http://{_HOST.value}:{_PORT.value}/', flush=True)

@@ -24,6 +24,7 @@ from fastapi import responses
 import prometheus_client
 import uvicorn
 
+from dmdd_jax.serve import feedback as feedback_lib
 from dmdd_jax.serve import journal as journal_lib
 from dmdd_jax.serve import limits as limits_lib
 from dmdd_jax.serve import models as serve_models
@@ -31,10 +32,18 @@ from dmdd_jax.serve import schema
 from dmdd_jax.serve import security
 from dmdd_jax.serve import service as service_lib
 
-PAGE = os.path.join(os.path.dirname(__file__), 'page.html')
+# The files of the page: where they lie, and their types.
+_FOLDER = os.path.dirname(__file__)
+_PAGE = {
+  'page.html': 'text/html; charset=utf-8',
+  'page.css': 'text/css; charset=utf-8',
+  'camera.js': 'text/javascript; charset=utf-8',
+  'page.js': 'text/javascript; charset=utf-8',
+  'paint.js': 'text/javascript; charset=utf-8',
+}
 _PAGE_POLICY = (
-  "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline';"
-  " script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none';"
+  "default-src 'none'; img-src data: blob:; style-src 'self';"
+  " script-src 'self'; connect-src 'self'; base-uri 'none';"
   " form-action 'none'; frame-ancestors 'none'"
 )
 # Seconds that running requests get after SIGTERM, and the cleaning up after it.
@@ -47,6 +56,7 @@ def create_app(
   token: str = '',
   hosts: security.Hosts | None = None,
   journal: journal_lib.Journal | None = None,
+  keep: feedback_lib.Keep | None = None,
 ) -> fastapi.FastAPI:
   """Builds the application.
 
@@ -56,6 +66,7 @@ def create_app(
     token: if not empty, /v1 asks for it as a bearer token.
     hosts: names under which it may be asked; any by default.
     journal: gets an entry for each inspection and each refusal.
+    keep: gets what operators say of verdicts; by default, nobody is asked.
 
   Raises:
     ValueError: no model, or two of one category; a token that no header can
@@ -66,7 +77,9 @@ def create_app(
     raise ValueError(
       f'serve models of different categories, at least one, got {names}'
     )
-  service = service_lib.Service(models, limits or limits_lib.Limits(), token)
+  service = service_lib.Service(
+    models, limits or limits_lib.Limits(), token, keep
+  )
   app = fastapi.FastAPI(
     title='dmdd_jax',
     description='Finds and outlines defects in images.',
@@ -91,13 +104,20 @@ def _add_plain_routes(
 ) -> None:
   """The page, health and metrics."""
 
-  @app.get('/', include_in_schema=False)
-  async def page() -> responses.Response:
-    return responses.FileResponse(
-      PAGE,
-      media_type='text/html; charset=utf-8',
-      headers={'Content-Security-Policy': _PAGE_POLICY},
-    )
+  def add_file(name: str, path: str) -> None:
+    @app.get(path, include_in_schema=False)
+    async def page() -> responses.Response:
+      return responses.FileResponse(
+        os.path.join(_FOLDER, name),
+        media_type=_PAGE[name],
+        headers={
+          'Content-Security-Policy': _PAGE_POLICY,
+          'Cache-Control': 'no-cache',  # Its files fit one another.
+        },
+      )
+
+  for name in _PAGE:
+    add_file(name, '/' if name == 'page.html' else f'/{name}')
 
   @app.get(
     '/healthz',
@@ -137,6 +157,7 @@ def _add_inspection(app: fastapi.FastAPI, service: service_lib.Service) -> None:
         image_size=model.image_size,
         image_threshold=model.image_threshold,
         pixel_threshold=model.pixel_threshold,
+        feedback=service.keep is not None,
       )
       for model in (x.model for x in service.batchers.values())
     ]
@@ -152,6 +173,18 @@ def _add_inspection(app: fastapi.FastAPI, service: service_lib.Service) -> None:
   ) -> schema.Inspection:
     """Inspects one image: verdict, score and map."""
     return await service.inspect(request, query)
+
+  @app.post(
+    '/v1/feedback',
+    responses=schema.FAULTS,
+    openapi_extra={'requestBody': schema.BODY},
+  )
+  async def feedback(
+    request: fastapi.Request,
+    query: Annotated[schema.FeedbackQuery, fastapi.Query()],
+  ) -> schema.Feedback:
+    """Keeps an image whose verdict is wrong, with what it is."""
+    return await service.take_feedback(request, query)
 
 
 class _Server(uvicorn.Server):

@@ -37,12 +37,16 @@ class Decoded:
     height: of the file, upright.
     width: likewise.
     sha256: of the file.
+    preview: it as JPEG, no larger than a screen; empty unless asked for.
+    content: the file; empty unless asked for.
   """
 
   pixels: np.ndarray
   height: int
   width: int
   sha256: str
+  preview: bytes
+  content: bytes
 
 
 class Decoders:
@@ -57,7 +61,13 @@ class Decoders:
       self._idle.put(index)
 
   def decode(
-    self, content_type: str, body: Any, side: int, white_level: int = 0
+    self,
+    content_type: str,
+    body: Any,
+    side: int,
+    white_level: int = 0,
+    preview: bool = False,
+    keep: bool = False,
   ) -> Decoded:
     """Waits for a child and its answer; can be called from any thread.
 
@@ -66,6 +76,8 @@ class Decoders:
       body: bytes of the request.
       side: of the image that is returned.
       white_level: see `images.read_image`.
+      preview: whether to make one.
+      keep: whether the file itself is returned, too.
 
     Raises:
       worker.Refusal: the body holds no image, or one beyond the limits.
@@ -77,6 +89,8 @@ class Decoders:
         'content_type': content_type,
         'side': side,
         'white_level': white_level,
+        'preview': preview,
+        'keep': keep,
       }
       try:
         worker.write_frame(child.stdin, job, body)
@@ -87,11 +101,15 @@ class Decoders:
       self._idle.put(index)
     if answer['status'] != 200:
       raise worker.Refusal(answer['status'], answer['detail'])
+    size = side * side * 3
+    end = size + answer['preview']
     return Decoded(
-      np.frombuffer(pixels, np.uint8).reshape(side, side, 3),
+      np.frombuffer(pixels, np.uint8, size).reshape(side, side, 3),
       answer['height'],
       answer['width'],
       answer['sha256'],
+      pixels[size:end],
+      pixels[end:],
     )
 
   def close(self) -> None:

@@ -9,8 +9,9 @@ Synopsis:
   scores, maps = model.run(images)  # uint8 (N, S, S, 3)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -77,6 +78,49 @@ def open_model(path: str | os.PathLike) -> Model:
     return _open_stablehlo(path)
   model = onnx_loader.load(path)
   return _from_metadata(model.metadata, model, path)
+
+
+def with_thresholds(
+  models: Sequence[Model], path: str | os.PathLike
+) -> list[Model]:
+  """Models with other thresholds: those of a file, else their own.
+
+  Args:
+    models: of different categories.
+    path: JSON, {CATEGORY: {'image_threshold': 0.6, 'pixel_threshold': 0.5}};
+      the page offers such a file. A threshold that is missing is not changed.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it holds anything else, or a category that is not served.
+  """
+  path = os.fspath(path)
+  with open(path, encoding='utf-8') as file:
+    try:
+      document = json.load(file)
+    except ValueError as error:
+      raise ValueError(f'{path} is not JSON: {error}') from None
+  served = {model.category: model for model in models}
+  if not isinstance(document, dict) or not document.keys() <= served.keys():
+    raise ValueError(
+      f'{path} has {document!r:.200}, expected thresholds by category, of'
+      f' {sorted(served)}'
+    )
+  for category, values in document.items():
+    fields = ('image_threshold', 'pixel_threshold')
+    if not isinstance(values, dict) or not values.keys() <= set(fields):
+      raise ValueError(
+        f'{path}: {category} has {values!r:.200}, expected'
+        f' {" and ".join(fields)}'
+      )
+    for name, value in values.items():
+      verdict_lib.check_threshold(f'{path}: {category}.{name}', value)
+    own = {
+      name: verdict_lib.threshold_or_none(value)
+      for name, value in values.items()
+    }
+    served[category] = dataclasses.replace(served[category], **own)
+  return list(served.values())
 
 
 def _open_workdir(path: str) -> Model:

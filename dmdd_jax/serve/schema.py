@@ -10,12 +10,13 @@ import pydantic
 
 
 class ModelInfo(pydantic.BaseModel):
-  """A category that is served."""
+  """A category that is served; `feedback`: whether opinions are kept."""
 
   category: str
   image_size: int
   image_threshold: float | None
   pixel_threshold: float | None
+  feedback: bool
 
 
 class Health(pydantic.BaseModel):
@@ -38,8 +39,23 @@ class AnomalyMap(pydantic.BaseModel):
   data: str
 
 
+class Region(pydantic.BaseModel):
+  """A region at or above `pixel_threshold`: box and area in image pixels."""
+
+  left: float
+  top: float
+  width: float
+  height: float
+  area: float
+  peak: float
+
+
 class Inspection(pydantic.BaseModel):
-  """What is said of an image."""
+  """What is said of an image.
+
+  `regions`: the highest peak first, at most 100. `preview`: a JPEG in base64,
+  for formats that browsers do not show.
+  """
 
   category: str
   score: float
@@ -49,6 +65,8 @@ class Inspection(pydantic.BaseModel):
   height: int
   width: int
   map: AnomalyMap | None
+  regions: list[Region]
+  preview: str | None
 
 
 class Fault(pydantic.BaseModel):
@@ -68,6 +86,35 @@ class InspectQuery(pydantic.BaseModel):
   map: Literal['png', 'float32', 'none'] = pydantic.Field(
     'png', description='How the map is sent.'
   )
+  preview: bool = pydantic.Field(
+    False, description='Whether the image is sent back as JPEG.'
+  )
+
+
+class FeedbackQuery(pydantic.BaseModel):
+  """What may stand behind the question mark of /v1/feedback."""
+
+  model_config = pydantic.ConfigDict(extra='forbid')
+
+  opinion: Literal['good', 'defective'] = pydantic.Field(
+    description='What the image is.'
+  )
+  category: str | None = pydantic.Field(
+    None, description='Needed if several are served.'
+  )
+  reason: str = pydantic.Field('', max_length=500)
+  name: str = pydantic.Field(
+    '', max_length=500, description='Of the file, where it came from.'
+  )
+
+
+class Feedback(pydantic.BaseModel):
+  """What was kept, and where in the folder of --feedback."""
+
+  category: str
+  file: str
+  score: float
+  verdict: Literal['defective', 'good', 'uncalibrated']
 
 
 def encode_map(values: np.ndarray, map_format: str) -> AnomalyMap | None:
@@ -102,6 +149,7 @@ _REASONS = {
   415: 'no image of a known format',
   500: 'the model failed',
   503: 'too many requests are waiting',
+  507: 'the folder of --feedback cannot be written to',
 }
 BODY = {
   'required': True,

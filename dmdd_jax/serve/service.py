@@ -1,19 +1,25 @@
 """From a request to its answer: admission, reading, decoding, the model."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Sequence
 import concurrent.futures
 import contextlib
+import dataclasses
 
+from absl import logging
 import fastapi
+import numpy as np
 from starlette import requests
 
 from dmdd_jax.export import onnx_loader
 from dmdd_jax.serve import batching
 from dmdd_jax.serve import decoding
+from dmdd_jax.serve import feedback as feedback_lib
 from dmdd_jax.serve import limits as limits_lib
 from dmdd_jax.serve import metrics as metrics_lib
 from dmdd_jax.serve import models as serve_models
+from dmdd_jax.serve import regions as regions_lib
 from dmdd_jax.serve import schema
 from dmdd_jax.serve import security
 from dmdd_jax.serve import worker
@@ -31,9 +37,10 @@ class Service:
     models: Sequence[serve_models.Model],
     limits: limits_lib.Limits,
     token: str,
+    keep: feedback_lib.Keep | None = None,
   ):
     security.check_token(token)
-    self.limits, self.token = limits, token
+    self.limits, self.token, self.keep = limits, token, keep
     self.metrics = metrics_lib.Metrics()
     self.waiting = 0
     self._held = 0  # Bytes of the bodies that are read or decoded.
@@ -87,34 +94,19 @@ class Service:
     self, request: requests.Request, query: schema.InspectQuery
   ) -> schema.Inspection:
     """Reads, decodes, waits for the device, answers."""
-    try:
-      batcher = self._admit(request, query.category)
-    except fastapi.HTTPException:
-      # Read and dropped, so that the client gets to read the answer.
-      await self._read(request, bytearray())
-      raise
-    self.waiting += 1
-    self.metrics.waiting.set(self.waiting)
-    try:
-      image = await self._decode(request, batcher.model)
-      score, values = await batcher.inspect(image.pixels)
-    except worker.Refusal as refusal:
-      raise fastapi.HTTPException(refusal.status, str(refusal)) from refusal
-    except serve_models.ModelError as error:
-      raise fastapi.HTTPException(500, str(error)) from error
-    finally:
-      self.waiting -= 1
-      self.metrics.waiting.set(self.waiting)
+    batcher, image, score, values = await self._score(
+      request, query.category, preview=query.preview
+    )
     model, verdict = batcher.model, batcher.model.verdict(score)
+    regions = await asyncio.get_running_loop().run_in_executor(
+      self._threads,
+      regions_lib.find,
+      values,
+      model.pixel_threshold,
+      image.height,
+      image.width,
+    )
     self.metrics.verdicts.labels(model.category, verdict).inc()
-    request.state.entry |= {
-      'category': model.category,
-      'model': model.source,
-      'image_threshold': model.image_threshold,
-      'sha256': image.sha256,
-      'score': score,
-      'verdict': verdict,
-    }
     return schema.Inspection(
       category=model.category,
       score=score,
@@ -124,7 +116,77 @@ class Service:
       height=image.height,
       width=image.width,
       map=schema.encode_map(values, query.map),
+      regions=[schema.Region(**dataclasses.asdict(x)) for x in regions],
+      preview=base64.b64encode(image.preview).decode() or None,
     )
+
+  async def take_feedback(
+    self, request: requests.Request, query: schema.FeedbackQuery
+  ) -> schema.Feedback:
+    """Inspects an image again, and keeps it with an operator's opinion."""
+    if self.keep is None:
+      # Read and dropped, as in `_score`.
+      await self._read(request, bytearray())
+      security.authorize(request.headers, self.token)
+      raise fastapi.HTTPException(
+        404, 'opinions are not kept; start the server with --feedback DIR'
+      )
+    batcher, image, score, _ = await self._score(
+      request, query.category, keep=True
+    )
+    category, verdict = batcher.model.category, batcher.model.verdict(score)
+    opinion = {'opinion': query.opinion, 'reason': query.reason}
+    request.state.entry |= opinion
+    fields = {**request.state.entry, 'name': query.name}
+    try:
+      file = await asyncio.get_running_loop().run_in_executor(
+        self._threads, self.keep, category, query.opinion, image.content, fields
+      )
+    except OSError as error:
+      logging.error('--feedback: an opinion was not kept: %s', error)
+      raise fastapi.HTTPException(
+        507, f'the opinion was not kept: {error.strerror}'
+      ) from error
+    return schema.Feedback(
+      category=category, file=file, score=score, verdict=verdict
+    )
+
+  async def _score(
+    self,
+    request: requests.Request,
+    category: str | None,
+    preview: bool = False,
+    keep: bool = False,
+  ) -> tuple[batching.Batcher, decoding.Decoded, float, np.ndarray]:
+    """The image of a request, its score and its map."""
+    try:
+      batcher = self._admit(request, category)
+    except fastapi.HTTPException:
+      # Read and dropped, so that the client gets to read the answer.
+      await self._read(request, bytearray())
+      raise
+    self.waiting += 1
+    self.metrics.waiting.set(self.waiting)
+    try:
+      image = await self._decode(request, batcher.model, preview, keep)
+      score, values = await batcher.inspect(image.pixels)
+    except worker.Refusal as refusal:
+      raise fastapi.HTTPException(refusal.status, str(refusal)) from refusal
+    except serve_models.ModelError as error:
+      raise fastapi.HTTPException(500, str(error)) from error
+    finally:
+      self.waiting -= 1
+      self.metrics.waiting.set(self.waiting)
+    model = batcher.model
+    request.state.entry |= {
+      'category': model.category,
+      'model': model.source,
+      'image_threshold': model.image_threshold,
+      'sha256': image.sha256,
+      'score': score,
+      'verdict': model.verdict(score),
+    }
+    return batcher, image, score, values
 
   def _admit(
     self, request: requests.Request, category: str | None
@@ -143,7 +205,11 @@ class Service:
     return self.batcher(category)
 
   async def _decode(
-    self, request: requests.Request, model: serve_models.Model
+    self,
+    request: requests.Request,
+    model: serve_models.Model,
+    preview: bool,
+    keep: bool,
   ) -> decoding.Decoded:
     """The image in a body, at the model's size."""
     scale = 4 / 3 if _kind(request) == 'application/json' else 1.0  # Base64.
@@ -159,6 +225,8 @@ class Service:
         body,
         model.image_size,
         model.white_level,
+        preview,
+        keep,
       )
     finally:
       self._held -= len(body)

@@ -19,6 +19,7 @@ import sys
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 import python_multipart
 from python_multipart import exceptions
 from python_multipart import multipart
@@ -27,6 +28,7 @@ from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
 
 _FRAME = struct.Struct('>IQ')
+_PREVIEW = 1600  # Pixels of its longer side, at most.
 _PARTS = 8  # Of a form; one of them is the image.
 
 
@@ -114,7 +116,19 @@ def _work(
     'sha256': hashlib.sha256(content).hexdigest(),
   }
   prepared = images_lib.resize_image(image, job['side'])
-  return answer, np.ascontiguousarray(prepared).tobytes()
+  preview = _preview(image) if job['preview'] else b''
+  answer['preview'] = len(preview)
+  kept = content if job['keep'] else b''
+  return answer, np.ascontiguousarray(prepared).tobytes() + preview + kept
+
+
+def _preview(image: np.ndarray) -> bytes:
+  """The image as JPEG, no larger than a screen."""
+  picture = Image.fromarray(image)
+  picture.thumbnail((_PREVIEW, _PREVIEW))
+  file = io.BytesIO()
+  picture.save(file, 'JPEG', quality=90)
+  return file.getvalue()
 
 
 def image_of_body(content_type: str, body: bytes, most: int) -> bytes:
