@@ -435,7 +435,8 @@ def test_faults_are_named_and_never_lose_results(tmp_path):
   (tmp_path / 'report_data.zip').write_text('no zip')
   with pytest.raises(ValueError, match=r'report_data\.zip cannot be read'):
     page_lib.write(tmp_path)
-  assert page_lib.try_write(tmp_path, [tmp_path]) is None
+  (reason,) = page_lib.try_write(tmp_path, [tmp_path]).values()
+  assert 'cannot be read' in reason
   (tmp_path / 'scores.csv').write_text('a,b\n1,2\n')
   with pytest.raises(ValueError, match=r'scores\.csv is no table'):
     page_lib.write(tmp_path)
