@@ -80,11 +80,11 @@ def test_results_without_their_pictures_are_no_finished_run(
   monkeypatch.setattr(run_lib, 'train_and_evaluate', begin)
   monkeypatch.setattr(run_lib, 'read_finished', lambda *_: ended)
   config = program_helpers.tiny_run('')
-  run_lib._run_category(config, str(out), None, None)
+  run_lib._run_category(config, str(out), None, None, None)
   assert len(begun) == 1
   run_lib.evaluate_workdir(trained, out, **options)
   whole = json.loads((out / 'results.json').read_text())
   assert 'incomplete' not in whole
   monkeypatch.setattr(run_lib, 'read_finished', lambda *_: whole)
-  assert run_lib._run_category(config, str(out), None, None) == whole
+  assert run_lib._run_category(config, str(out), None, None, None) == whole
   assert len(begun) == 1
