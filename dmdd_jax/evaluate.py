@@ -274,7 +274,8 @@ def _at_threshold(
   else:
     metrics['image_false_positive_rate'] = math.nan
     reasons['image_false_positive_rate'] = 'no good images'
-  metrics['confidence'] = {k: list(ends) for k, ends in confidence.items()}
+  if confidence:
+    metrics['confidence'] = {k: list(ends) for k, ends in confidence.items()}
   for name, value in metrics.items():
     known = name in reasons or not isinstance(value, float)
     if not known and math.isnan(value):
