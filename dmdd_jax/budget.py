@@ -36,7 +36,7 @@ class _Measured(Exception):  # noqa: N818 - it ends a training, and is no error.
 def pick(
   config: ml_collections.ConfigDict, minutes: float, keep_batch: bool = False
 ) -> ml_collections.ConfigDict:
-  """Sets the number of steps to what takes so many minutes here.
+  """Sets the number of steps so that training takes these minutes here.
 
   The share of `train.distill_steps` stays as it is. Compilation, checkpoints
   and evaluation are not counted. On a CPU a step has at most four pairs: many

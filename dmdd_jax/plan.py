@@ -497,16 +497,16 @@ def _names(operands: str) -> list[str]:
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
   """{kind: (count, bytes of their results)} of a compiled program's text."""
-  found: dict[str, tuple[int, int]] = {}
+  collectives: dict[str, tuple[int, int]] = {}
   for _, kind, operation, _ in _instructions(text):
     name = operation.removesuffix('-start')
     if name in COLLECTIVES:
       sizes = _sizes(kind)
       # But for all-reduce, the type of a start has its operands too.
       both = name != operation and name != 'all-reduce'
-      count, size = found.get(name, (0, 0))
-      found[name] = count + 1, size + (max(sizes) if both else sum(sizes))
-  return found
+      count, size = collectives.get(name, (0, 0))
+      collectives[name] = count + 1, size + (max(sizes) if both else sum(sizes))
+  return collectives
 
 
 def waste(text: str) -> dict[str, float | tuple[int, int]]:

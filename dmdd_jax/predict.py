@@ -47,7 +47,7 @@ _READERS, _WRITERS, _WAITING = 8, 2, 4
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What is said of one image.
+  """Score, verdict and map of one image.
 
   Attributes:
     score: image score, higher is more anomalous.

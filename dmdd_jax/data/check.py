@@ -46,7 +46,7 @@ class Report:
     areas: smallest, median and largest share of the image that a mask covers,
       in [0, 1]; NaN without masks.
     repeated: number of images equal to another image of their folder.
-    dark: what is said of 16-bit images that are read as nearly black; '' if
+    dark: the warning about 16-bit images that are read as nearly black; '' if
       there are none.
     ignored: paths of files among the images that are none.
     faults: one line each, 'FILE: fault'.

@@ -109,7 +109,7 @@ def _open(
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-  """What is said of the files of a record.
+  """The fault and the warnings of a record's files.
 
   Attributes:
     fault: why they cannot be used; '' if they can.

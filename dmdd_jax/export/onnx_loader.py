@@ -39,7 +39,7 @@ class OnnxFileError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What is said of one image.
+  """Score, verdict and map of one image.
 
   Attributes:
     score: image score, higher is more anomalous.

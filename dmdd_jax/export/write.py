@@ -167,7 +167,7 @@ def describe(
   state: train_state.TrainState,
   teacher_fingerprint: str,
 ) -> program_lib.Program:
-  """The function of a checkpoint, its weights, and what is said of it."""
+  """The function of a checkpoint, its weights and its metadata."""
   config, calibration = inspector.config, inspector.calibration
   function = make_function(config, calibration.fusion)
   variables = jax.tree.map(np.asarray, dict(train_state.variables(state)))

@@ -195,11 +195,11 @@ def _tally(
     if len(areas):
       hits, indices = pixels.read_hits(index)
       upto = upto[hits]
-      found = at_least(upto)
-      above -= found
-      positives[row] += found
+      detected = at_least(upto)
+      above -= detected
+      positives[row] += detected
       overlap[row] += at_least(upto, (1.0 / areas)[indices])
-      recall[row] += found / len(hits)
+      recall[row] += detected / len(hits)
       regions[row] += len(areas)
       defective[row] += 1
     negatives[row] += above

@@ -266,7 +266,7 @@ def _open_font(path: str) -> ft2font.FT2Font:
 
 
 def _abbreviate(name: str, columns: int) -> str:
-  """A name that takes at most so many columns; its middle is left out."""
+  """A name of at most this many columns; a longer one loses its middle."""
   while True:
     # East Asian letters are twice as wide.
     wide = sum(unicodedata.east_asian_width(letter) in 'FW' for letter in name)

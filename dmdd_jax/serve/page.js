@@ -175,7 +175,7 @@ async function submit(files) {
   const category = $('category').value;
   const batch = [...files].map((file) => ({
     file, category, name: file.name || 'pasted image', at: new Date(),
-    state: 'waiting', error: '', found: null, seconds: null, thumbnail: '',
+    state: 'waiting', error: '', inspection: null, seconds: null, thumbnail: '',
     opinion: '', reason: '', kept: '',
   }));
   if (!batch.length) return;
@@ -222,7 +222,7 @@ async function inspect(item) {
     body.append('image', item.file, item.name);
     const query = new URLSearchParams(
       {category: item.category, preview: image === null});
-    item.found = await request(`v1/inspect?${query}`, {method: 'POST', body});
+    item.inspection = await request(`v1/inspect?${query}`, {method: 'POST', body});
     item.seconds = (performance.now() - began) / 1000;
     item.thumbnail = paint.thumbnail((await load(item, image)).image);
     item.state = 'done';
@@ -248,7 +248,7 @@ function cut() {
 async function load(item, image = null) {
   let held = pictures.get(item);
   if (!held) {
-    const {width, height, map, preview} = item.found;
+    const {width, height, map, preview} = item.inspection;
     image ??= await paint.picture(
       preview ? paint.blobOf(preview, 'image/jpeg') : item.file);
     held = {
@@ -287,9 +287,9 @@ function short(name) {
 
 // Where a slider goes from and to, and where calibration puts it.
 function range(item, kind) {
-  const found = item.found, calibrated = found[`${kind}_threshold`];
-  const top = kind === 'image' ? found.score : found.map.high;
-  const low = Math.min(0, kind === 'image' ? found.score : found.map.low);
+  const inspection = item.inspection, calibrated = inspection[`${kind}_threshold`];
+  const top = kind === 'image' ? inspection.score : inspection.map.high;
+  const low = Math.min(0, kind === 'image' ? inspection.score : inspection.map.low);
   const high = 1.25 * Math.max(top, calibrated ?? 0, low + 1e-6);
   return {low, high, start: calibrated ?? (low + high) / 2};
 }
@@ -314,9 +314,9 @@ function rejudge() {
 // One of STATES; the verdict is that of the threshold as it stands.
 function stateOf(item) {
   if (item.state !== 'done') return item.state === 'refused' ? 'refused' : 'busy';
-  if (!isMoved(item)) return item.found.verdict;
+  if (!isMoved(item)) return item.inspection.verdict;
   const moved = thresholds[item.category].image;
-  return item.found.score >= moved ? 'defective' : 'good';
+  return item.inspection.score >= moved ? 'defective' : 'good';
 }
 
 // Whether a threshold of this page judges an item, and not the server's.
@@ -327,11 +327,11 @@ function isMoved(item) {
 function sentence(item) {
   const name = short(item.name);
   if (item.state === 'refused') return `${name}: ${item.error}`;
-  const score = `${name}: score ${item.found.score.toFixed(3)}`;
+  const score = `${name}: score ${item.inspection.score.toFixed(3)}`;
   if (stateOf(item) === 'uncalibrated') return score;
   const limit = `${score}, threshold ${threshold(item, 'image').toFixed(3)}`;
   if (!isMoved(item)) return limit;
-  return `${limit} (${MOVED}; the server's: ${number(item.found.image_threshold)})`;
+  return `${limit} (${MOVED}; the server's: ${number(item.inspection.image_threshold)})`;
 }
 
 const number = (value) => value === null ? 'none' : value.toFixed(3);
@@ -379,7 +379,7 @@ function draw() {
   announce(stateOf(current), sentence(current), false, isMoved(current));
   $('result').hidden = false;
   $('name').textContent = `${current.name} (${current.category})`;
-  $('score').textContent = current.found.score.toFixed(3);
+  $('score').textContent = current.inspection.score.toFixed(3);
   $('time').textContent = `${current.seconds.toFixed(2)} s`;
   for (const kind of ['image', 'pixel']) {
     const {low, high} = range(current, kind), value = threshold(current, kind);
@@ -388,9 +388,9 @@ function draw() {
     slider.setAttribute('aria-valuetext', value.toFixed(3));
     $(`${kind}-value`).textContent = value.toFixed(3);
   }
-  const level = threshold(current, 'pixel'), found = regionsOf(current, map);
+  const level = threshold(current, 'pixel'), regions = regionsOf(current, map);
   paint.paint($('view'), image, map, level, $('show-map').checked,
-    $('show-outline').checked, found, image.width / current.found.width);
+    $('show-outline').checked, regions, image.width / current.inspection.width);
   $('view').setAttribute('aria-label', sentence(current));
   $('plain').width = image.width;
   $('plain').height = image.height;
@@ -404,13 +404,13 @@ function draw() {
   $('is-good').hidden = stateOf(current) === 'good';
   $('is-defective').hidden = stateOf(current) === 'defective';
   $('kept').textContent = current.kept;
-  list(found);
+  list(regions);
   fit();
 }
 
 // The server's regions, or those at the outline threshold of this page.
 function regionsOf(item, map) {
-  const {width, height, regions, pixel_threshold} = item.found;
+  const {width, height, regions, pixel_threshold} = item.inspection;
   if (thresholds[item.category]?.pixel === undefined && pixel_threshold !== null) {
     return regions;
   }
@@ -443,11 +443,11 @@ async function disagree(opinion) {
 }
 
 // The regions as buttons that show them larger.
-function list(found) {
-  const count = found.length === 100 ? 'The 100 highest' : found.length || 'No';
-  const noun = found.length === 1 ? 'region' : 'regions';
+function list(regions) {
+  const count = regions.length === 100 ? 'The 100 highest' : regions.length || 'No';
+  const noun = regions.length === 1 ? 'region' : 'regions';
   $('regions-head').textContent = `${count} ${noun} at or above the outline threshold`;
-  $('regions').replaceChildren(...found.map((region, i) => {
+  $('regions').replaceChildren(...regions.map((region, i) => {
     const row = document.createElement('li'), button = document.createElement('button');
     const [left, top, width, height, area] = ['left', 'top', 'width', 'height',
       'area'].map((name) => Math.round(region[name]));
@@ -486,7 +486,7 @@ function center(x, y) {
 }
 
 function approach(region) {
-  const {width, height} = current.found;
+  const {width, height} = current.inspection;
   setZoom(.5 * Math.min(width / region.width, height / region.height));
   center((region.left + region.width / 2) / width,
     (region.top + region.height / 2) / height);
@@ -524,7 +524,7 @@ function refresh(item) {
     item.state === 'waiting' ? 'WAITING' : STATES[state].word;
   part('verdict').className = `verdict ${state}`;
   part('score').textContent =
-    item.state === 'done' ? item.found.score.toFixed(3) : '';
+    item.state === 'done' ? item.inspection.score.toFixed(3) : '';
   part('name').textContent = item.name;
   const notes = [item.state === 'refused' && item.error,
     isMoved(item) && `◆ threshold ${MOVED}`,
@@ -552,9 +552,9 @@ function table() {
   const rows = items.toReversed().filter((x) => stateOf(x) !== 'busy').map((x) => {
     const done = x.state === 'done';
     return [x.at.toISOString(), x.name, x.category,
-      done ? stateOf(x) : 'not inspected', done ? x.found.score : '',
+      done ? stateOf(x) : 'not inspected', done ? x.inspection.score : '',
       !done || stateOf(x) === 'uncalibrated' ? '' : threshold(x, 'image'),
-      x.found?.image_threshold ?? '', done ? x.seconds.toFixed(3) : '', x.error,
+      x.inspection?.image_threshold ?? '', done ? x.seconds.toFixed(3) : '', x.error,
       x.opinion, x.reason];
   });
   // A text that begins like a formula is none in a spreadsheet behind a quote.

@@ -66,7 +66,7 @@ export async function decodeMap(map) {
 
 // Draws an image with its heat map and outlines at a level of the map; the
 // regions (see `regions`) get their numbers.
-export function paint(canvas, image, map, level, heat, outline, found, scale) {
+export function paint(canvas, image, map, level, heat, outline, regions, scale) {
   canvas.width = image.width;
   canvas.height = image.height;
   const context = canvas.getContext('2d');
@@ -82,7 +82,7 @@ export function paint(canvas, image, map, level, heat, outline, found, scale) {
     context.stroke(path);
   }
   context.font = `bold ${Math.max(8, canvas.width / 32)}px sans-serif`;
-  found.slice(0, NUMBERED).forEach((region, i) => {
+  regions.slice(0, NUMBERED).forEach((region, i) => {
     const at = [(region.left + region.width) * scale, region.top * scale];
     context.strokeStyle = '#000';
     context.lineWidth = 3 * thin;
@@ -95,7 +95,7 @@ export function paint(canvas, image, map, level, heat, outline, found, scale) {
 // Regions at or above a level, as serve/regions.py lists them: pixels that
 // touch by a side or a corner; box and area in pixels of the image.
 export function regions({size, values}, level, width, height) {
-  const seen = new Uint8Array(size * size), found = [];
+  const seen = new Uint8Array(size * size), regions = [];
   const x = width / size, y = height / size;
   for (let first = 0; first < values.length; first++) {
     if (seen[first] || values[first] < level) continue;
@@ -116,12 +116,12 @@ export function regions({size, values}, level, width, height) {
         }
       }
     }
-    found.push({
+    regions.push({
       left: left * x, top: top * y, width: (right - left) * x,
       height: (bottom - top) * y, area: area * x * y, peak,
     });
   }
-  return found.sort((a, b) => b.peak - a.peak).slice(0, LISTED);
+  return regions.sort((a, b) => b.peak - a.peak).slice(0, LISTED);
 }
 
 // The colours from no heat to full heat.

@@ -51,7 +51,7 @@ class Region(pydantic.BaseModel):
 
 
 class Inspection(pydantic.BaseModel):
-  """What is said of an image.
+  """The answer for an image.
 
   `regions`: the highest peak first, at most 100. `preview`: a JPEG in base64,
   for formats that browsers do not show.
