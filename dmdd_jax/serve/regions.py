@@ -17,7 +17,7 @@ MOST = 100  # Regions that are listed; of noise there are thousands.
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-  """Neighbouring pixels of a map at or above a threshold.
+  """Neighbouring pixels of a map at or above a threshold; sent as it is.
 
   Attributes:
     left: of the box around it, in pixels of the image from its left edge.

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 import pydantic
 
+from dmdd_jax.serve import regions as regions_lib
+
 
 class ModelInfo(pydantic.BaseModel):
   """A category that is served; `feedback`: whether opinions are kept."""
@@ -39,17 +41,6 @@ class AnomalyMap(pydantic.BaseModel):
   data: str
 
 
-class Region(pydantic.BaseModel):
-  """A region at or above `pixel_threshold`: box and area in image pixels."""
-
-  left: float
-  top: float
-  width: float
-  height: float
-  area: float
-  peak: float
-
-
 class Inspection(pydantic.BaseModel):
   """The answer for an image.
 
@@ -65,7 +56,7 @@ class Inspection(pydantic.BaseModel):
   height: int
   width: int
   map: AnomalyMap | None
-  regions: list[Region]
+  regions: list[regions_lib.Region]
   preview: str | None
 
 

@@ -5,7 +5,6 @@ import base64
 from collections.abc import AsyncIterator, Sequence
 import concurrent.futures
 import contextlib
-import dataclasses
 
 from absl import logging
 import fastapi
@@ -116,7 +115,7 @@ class Service:
       height=image.height,
       width=image.width,
       map=schema.encode_map(values, query.map),
-      regions=[schema.Region(**dataclasses.asdict(x)) for x in regions],
+      regions=regions,
       preview=base64.b64encode(image.preview).decode() or None,
     )
 
