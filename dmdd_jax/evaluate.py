@@ -237,6 +237,7 @@ def _at_threshold(
   speaks against the threshold under `warnings`. Where the truth of
   pixels is `unknown`, for that reason, theirs are NaN.
   """
+  scores = np.asarray(scores, np.float64)  # As verdicts are given.
   metrics = {
     'image_threshold': calibration.image_threshold,
     'pixel_threshold': calibration.pixel_threshold,
@@ -255,33 +256,44 @@ def _at_threshold(
   if unknown:
     metrics.update(dict.fromkeys(_PIXEL_AT_THRESHOLD, math.nan))
     reasons |= dict.fromkeys(_PIXEL_AT_THRESHOLD, unknown)
-  good = scores[labels == 0]
-  metrics['image_false_positive_rate_asked'] = float(asked)
+  metrics |= _false_alarms(calibration, scores[labels == 0], asked, reasons)
   confidence = {}
-  defective = int(np.count_nonzero(labels))
-  if defective and not math.isnan(metrics['image_recall']):
-    detected = round(metrics['image_recall'] * defective)
-    confidence['image_recall'] = intervals.share(detected, defective)
-  if math.isnan(calibration.image_threshold):
-    metrics['image_false_positive_rate'] = math.nan
-    reasons['image_false_positive_rate'] = _NO_THRESHOLD
-  elif len(good):
-    alarms = int(np.count_nonzero(good >= calibration.image_threshold))
-    metrics['image_false_positive_rate'] = alarms / len(good)
-    confidence['image_false_positive_rate'] = intervals.share(alarms, len(good))
-    if warnings := calibration_lib.doubts(calibration, good, asked):
-      metrics['warnings'] = warnings
-  else:
-    metrics['image_false_positive_rate'] = math.nan
-    reasons['image_false_positive_rate'] = 'no good images'
+  for name, label in (('image_recall', 1), ('image_false_positive_rate', 0)):
+    part = scores[labels == label]
+    if len(part) and not math.isnan(calibration.image_threshold):
+      above = np.count_nonzero(part >= calibration.image_threshold)
+      confidence[name] = list(intervals.share(int(above), len(part)))
   if confidence:
-    metrics['confidence'] = {k: list(ends) for k, ends in confidence.items()}
+    metrics['confidence'] = confidence
   for name, value in metrics.items():
     known = name in reasons or not isinstance(value, float)
     if not known and math.isnan(value):
       reasons[name] = _why_undefined(name, labels)
   if reasons:
     metrics['undefined'] = reasons
+  return metrics
+
+
+def _false_alarms(
+  calibration: calibration_lib.Calibration,
+  good: np.ndarray,
+  asked: float,
+  reasons: dict[str, str],
+) -> dict[str, Any]:
+  """The asked and the seen rate of false alarms, and `warnings` if any.
+
+  Without a rate its reason is added to `reasons`.
+  """
+  name, threshold = 'image_false_positive_rate', calibration.image_threshold
+  metrics: dict[str, Any] = {f'{name}_asked': float(asked), name: math.nan}
+  if math.isnan(threshold):
+    reasons[name] = _NO_THRESHOLD
+  elif not len(good):
+    reasons[name] = 'no good images'
+  else:
+    metrics[name] = np.count_nonzero(good >= threshold) / len(good)
+    if warnings := calibration_lib.doubts(calibration, good, asked):
+      metrics['warnings'] = warnings
   return metrics
 
 

@@ -128,6 +128,25 @@ def environment(cache):
   }
 
 
+def run_on_eight_devices(code, flags=''):
+  """Runs a program on eight CPU devices; what its last line has as JSON."""
+  tests = os.path.dirname(os.path.abspath(__file__))
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count=8 {flags}',
+      'PYTHONPATH': os.pathsep.join([REPOSITORY, tests]),
+    },
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
 def start_main(arguments, cache, devices=1, die=None):
   """Starts tests/killed_main.py, by itself or as one of several processes."""
   tests = os.path.dirname(os.path.abspath(__file__))

@@ -4,15 +4,9 @@ Rows stay where they are: a step only adds up sums over the devices. So are the
 kernels that Muon iterates on one device each: the others add zeros.
 """
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
+import program_helpers
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 EIGHT_DEVICES = """
 import json
 import jax
@@ -100,23 +94,10 @@ print(json.dumps(found))
 @pytest.fixture(scope='module')
 def compiled():
   """{program: {kind: (count, bytes)}}, and how far results are apart."""
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    # Nothing large runs, so there is nothing to gain from optimised code.
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8'
-    ' --xla_backend_optimization_level=0',
-    'PYTHONPATH': os.pathsep.join([str(REPOSITORY), str(REPOSITORY / 'tests')]),
-  }
-  done = subprocess.run(
-    [sys.executable, '-c', EIGHT_DEVICES],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=900,
+  # Nothing large runs, so there is nothing to gain from optimised code.
+  return program_helpers.run_on_eight_devices(
+    EIGHT_DEVICES, '--xla_backend_optimization_level=0'
   )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
 
 
 # Of the tiny student: nine batch norms in its encoder, six where it decouples.

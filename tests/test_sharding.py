@@ -1,17 +1,11 @@
 """Batches over devices: what does not divide, and eight against one."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
+import program_helpers
 import pytest
 
 from dmdd_jax import sharding
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 def fake_mesh(size):
@@ -119,21 +113,7 @@ print(json.dumps({
 @pytest.fixture(scope='module')
 def found():
   """What the joint training on one and on eight devices says of itself."""
-  environment = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-    'PYTHONPATH': os.pathsep.join([str(REPOSITORY), str(REPOSITORY / 'tests')]),
-  }
-  done = subprocess.run(
-    [sys.executable, '-c', EIGHT_DEVICES],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return program_helpers.run_on_eight_devices(EIGHT_DEVICES)
 
 
 def test_eight_devices_train_as_one_does(found):
