@@ -20,7 +20,7 @@ from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import loco
 from dmdd_jax.data import maps as map_files
 from dmdd_jax.data import records as records_lib
-from dmdd_jax.metrics import region
+from dmdd_jax.metrics import spro as spro_lib
 from dmdd_jax.metrics import store as store_lib
 
 
@@ -103,4 +103,4 @@ def _spro(
         mask = images_lib.native_mask(record)
         native.append(map_files.resize_map(maps[index], mask.shape), mask)
         regions.append(loco.read_regions(record, kinds))
-    return region.spro(native.maps, regions, limits)
+    return spro_lib.spro(native.maps, regions, limits)

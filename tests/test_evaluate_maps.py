@@ -24,6 +24,7 @@ from dmdd_jax.data import maps as maps_lib
 from dmdd_jax.data import scores as scores_lib
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results
+from dmdd_jax.metrics import spro as spro_lib
 
 TOOL = os.path.join(program_helpers.REPOSITORY, 'tools/evaluate_maps.py')
 TREES = {
@@ -523,7 +524,7 @@ def test_spro_of_loco(tmp_path):
   for kind in ('logical', 'structural'):
     part = [r for r in records if r.defect in (f'{kind}_anomalies', 'good')]
     regions = [zip(bands, areas) if r.label else () for r in part]
-    (value,) = region.spro(
+    (value,) = spro_lib.spro(
       [maps[r.image] for r in part], [list(r) for r in regions], (0.05,)
     )
     assert found[f'spro_005_{kind}'] == pytest.approx(value)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from dmdd_jax.metrics import aupimo as aupimo_lib
 from dmdd_jax.metrics import region
+from dmdd_jax.metrics import spro as spro_lib
 from dmdd_jax.metrics import store as store_lib
 
 _FEW = hypothesis.settings(max_examples=40, deadline=None)
@@ -192,8 +194,8 @@ def test_monotone_transform_image_order_and_good_images():
   order = np.random.default_rng(0).permutation(len(maps))
   moved = np.exp(maps.astype(np.float64))[order]
   np.testing.assert_allclose(region.au_pro(moved, masks[order]), expected)
-  pimo = region.aupimo(maps, masks, bounds=(0.01, 0.2))
-  moved = region.aupimo(moved, masks[order], bounds=(0.01, 0.2))
+  pimo = aupimo_lib.aupimo(maps, masks, bounds=(0.01, 0.2))
+  moved = aupimo_lib.aupimo(moved, masks[order], bounds=(0.01, 0.2))
   np.testing.assert_allclose(moved, pimo[order])
   # A good image with high scores must lower the official PRO.
   worse = np.concatenate([maps, maps[:1] + 9])
@@ -238,7 +240,7 @@ def test_aupimo_is_its_definition(case, bounds):
   if masks[2:].any((1, 2)).all():
     masks[2] = 0
   np.testing.assert_allclose(
-    region.aupimo(maps, masks, bounds=bounds),
+    aupimo_lib.aupimo(maps, masks, bounds=bounds),
     _brute_aupimo(maps, masks, bounds),
     atol=1e-12,
   )
@@ -248,7 +250,7 @@ def test_aupimo_when_one_normal_image_has_all_the_alarms():
   maps, masks = _blobs(11, images=9)
   maps[0] += 3
   np.testing.assert_allclose(
-    region.aupimo(maps, masks, bounds=(0.01, 0.3)),
+    aupimo_lib.aupimo(maps, masks, bounds=(0.01, 0.3)),
     _brute_aupimo(maps, masks, (0.01, 0.3)),
   )
 
@@ -261,16 +263,16 @@ def test_aupimo_weighs_normal_images_alike():
   masks = [np.zeros(shape, int) for shape in shapes]
   masks[2][2:5, 2:5] = 1
   np.testing.assert_allclose(
-    region.aupimo(maps, masks, bounds=(0.01, 0.4)),
+    aupimo_lib.aupimo(maps, masks, bounds=(0.01, 0.4)),
     _brute_aupimo(maps, masks, (0.01, 0.4)),
   )
 
 
 def test_aupimo_drops_low_scores_on_the_way(monkeypatch):
   maps, masks = _blobs(10, images=20)
-  expected = region.aupimo(maps, masks, bounds=(0.01, 0.1))
-  monkeypatch.setattr(region, '_TOP_PIXELS', 100)
-  found = region.aupimo(maps, masks, bounds=(0.01, 0.1))
+  expected = aupimo_lib.aupimo(maps, masks, bounds=(0.01, 0.1))
+  monkeypatch.setattr(aupimo_lib, '_TOP_PIXELS', 100)
+  found = aupimo_lib.aupimo(maps, masks, bounds=(0.01, 0.1))
   np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -286,7 +288,7 @@ def test_aupimo_at_the_papers_bounds_is_the_sampled_one():
   rate = 1 - np.searchsorted(normal, marks) / normal.size
   ends = [np.argmin(np.abs(rate - bound)) for bound in (1e-4, 1e-5)]
   part = slice(ends[0], ends[1] + 1)
-  for index, value in enumerate(region.aupimo(maps, masks)):
+  for index, value in enumerate(aupimo_lib.aupimo(maps, masks)):
     if index < 6:
       assert np.isnan(value)
       continue
@@ -300,7 +302,7 @@ def test_aupimo_at_the_papers_bounds_is_the_sampled_one():
 def test_aupimo_by_hand():
   maps = [np.arange(1.0, 11.0)[None], np.array([[10.5, 9.5, 8.5, 0.0]])]
   masks = [np.zeros((1, 10), int), np.array([[1, 1, 0, 0]])]
-  value = region.aupimo(maps, masks, bounds=(0.05, 0.4))[1]
+  value = aupimo_lib.aupimo(maps, masks, bounds=(0.05, 0.4))[1]
   # Below a rate of .1 no normal pixel may be found: the mark is above 10 and
   # finds 10.5 alone; from .1 on it goes down to just above 9 and finds both.
   expected = np.log(0.1 / 0.05) * 0.5 + np.log(0.4 / 0.1) * 1.0
@@ -324,7 +326,7 @@ def test_spro_is_its_definition(share, case):
       one[tuple(np.array(sorted(pixels)).T)] = 1
       pairs.append((one, saturate(len(pixels))))
     regions.append(pairs)
-  found = region.spro(maps, regions, (0.3, 1.0))
+  found = spro_lib.spro(maps, regions, (0.3, 1.0))
   expected = [_brute_pro(maps, masks, t, saturate) for t in (0.3, 1.0)]
   np.testing.assert_allclose(found, expected)
   if share == 1:
@@ -336,7 +338,7 @@ def test_spro_overlapping_regions_by_hand():
   a, b = np.array([[1, 1, 0, 0, 0]]), np.array([[0, 1, 0, 1, 0]])
   # a saturates at its first pixel (5). b needs both: half at 4, whole at 2,
   # after one of the two normal pixels.
-  found = region.spro(maps, [[(a, 1), (b, 2)]], (1.0,))[0]
+  found = spro_lib.spro(maps, [[(a, 1), (b, 2)]], (1.0,))[0]
   assert found == pytest.approx(0.5 * 0.75 + 0.5 * 1)
 
 
@@ -373,14 +375,14 @@ def test_undefined_sets():
   maps = np.random.default_rng(8).normal(size=(2, 4, 4))
   for mask in (np.zeros_like(maps), np.ones_like(maps)):
     assert np.isnan(region.au_pro(maps, mask)).all()
-    assert np.isnan(region.aupimo(maps, mask)).all()
+    assert np.isnan(aupimo_lib.aupimo(maps, mask)).all()
     with pytest.raises(ValueError, match='both defect and anomaly-free'):
       region.pro_curve(maps, mask)
-  assert np.isnan(region.spro(maps, [[], []])).all()
+  assert np.isnan(spro_lib.spro(maps, [[], []])).all()
   few = np.zeros_like(maps)
   few[1, 0, 0] = 1
   pixels = region.prepare(maps, few)
-  reason = region.aupimo_undefined(pixels, ~pixels.defective)
+  reason = aupimo_lib.aupimo_undefined(pixels, ~pixels.defective)
   assert 'above the upper bound' in reason
 
 
@@ -406,7 +408,7 @@ def test_bad_input_is_named():
   with pytest.raises(ValueError, match=r'limit 0 is not in \(0, 1\]'):
     region.au_pro(maps, masks, limits=(0,))
   with pytest.raises(ValueError, match='saturation area 0'):
-    region.spro(maps, [[], [(np.ones((4, 4)), 0)]])
+    spro_lib.spro(maps, [[], [(np.ones((4, 4)), 0)]])
 
 
 def test_many_regions_need_a_wider_index():

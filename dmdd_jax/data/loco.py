@@ -1,4 +1,4 @@
-"""MVTec LOCO AD's regions and their saturation areas, for `region.spro`.
+"""MVTec LOCO AD's regions and their saturation areas, for `spro.spro`.
 
 Each mask file of an image is one region, connected or not. The value of its
 pixels names an entry of the category's defects_config.json. The rules are those

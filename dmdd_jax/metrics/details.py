@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from dmdd_jax.metrics import aupimo as aupimo_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
 from dmdd_jax.metrics import results
@@ -41,7 +42,7 @@ def images(
     ValueError: on labels that are not 0 and 1.
   """
   normal = store_lib.check_labels(labels) == 0
-  aupimo = region.aupimo(pixels, normal=normal)
+  aupimo = aupimo_lib.aupimo(pixels, normal=normal)
   pro = region.pro_per_image(pixels)
   by_image: dict[int, list[dict[str, Any]]] = {}
   for row in defect_rows:

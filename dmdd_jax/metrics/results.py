@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmdd_jax.metrics import aupimo as aupimo_lib
 from dmdd_jax.metrics import intervals as intervals_lib
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
@@ -71,7 +72,7 @@ def compute(
   """Computes every metric of a test set, exactly.
 
   The definitions are those of `ranking.ranking` (AUROC, AP, F1-max),
-  `region.au_pro`, `region.aupimo` and `region.pro_per_image`. The last two are
+  `region.au_pro`, `aupimo.aupimo` and `region.pro_per_image`. The last two are
   means over the defective images; AUPIMO's normal images are those of label 0.
 
   Args:
@@ -245,12 +246,12 @@ def _extra_metrics(
   values = None
   defective = np.flatnonzero(pixels.defective)
   if 'aupimo' in extra:
-    reason = region.aupimo_undefined(pixels, normal)
+    reason = aupimo_lib.aupimo_undefined(pixels, normal)
     metrics['aupimo'] = float('nan')
     if reason:
       reasons['aupimo'] = reason
     else:
-      scores = region.aupimo(pixels, normal=normal)
+      scores = aupimo_lib.aupimo(pixels, normal=normal)
       metrics['aupimo'] = float(np.mean(scores[defective]))
   if 'pro_per_image' in extra:
     values = region.pro_per_image(pixels)

@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from dmdd_jax.metrics import aupimo as aupimo_lib
 from dmdd_jax.metrics import places
 from dmdd_jax.metrics import ranking
 from dmdd_jax.metrics import region
@@ -236,8 +237,10 @@ def _thresholds(pixels: region.Pixels, normal: np.ndarray) -> np.ndarray:
   part = _THRESHOLDS // 4
   tail = negatives[int(0.95 * len(negatives)) :]
   marks = [_quantiles(side, part) for side in (negatives, tail, positives)]
-  if not region.aupimo_undefined(pixels, normal):
-    marks.append(_quantiles(region.shared_fpr(pixels, normal, 2e-4)[0], part))
+  if not aupimo_lib.aupimo_undefined(pixels, normal):
+    marks.append(
+      _quantiles(aupimo_lib.shared_fpr(pixels, normal, 2e-4)[0], part)
+    )
   joined = np.unique(np.concatenate(marks))
   return np.append(joined[::-1], np.array(-np.inf, joined.dtype))
 
@@ -305,7 +308,7 @@ def measure_regions(
     pros = [_area(fp, pro, limit * fp[:, -1]) for limit in limits]
     rate = _from_zero(counts.alarms / counts.normal[:, None])
     recall = _from_zero(counts.recall / counts.defective[:, None])
-    pimo = region.log_area(
+    pimo = aupimo_lib.log_area(
       rate[:, :-1], rate[:, 1:], recall[:, :-1], recall[:, 1:], bounds
     )
   return pros, pimo
