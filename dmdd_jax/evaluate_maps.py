@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from absl import logging
 import numpy as np
 
+from configs import default
 from dmdd_jax import truth as truth_lib
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
@@ -209,9 +210,8 @@ def _top_pixels(score: str, scores_file: str, maps_root: str) -> int | None:
 
 
 def _fields(data: Mapping[str, Any], category: str) -> dict[str, Any]:
-  """The fields that `layouts.list_dataset` reads, of one category."""
-  texts = dict.fromkeys(('normal', 'test_normal', 'defect', 'masks'), '')
-  return {**texts, **data, 'category': category}
+  """All fields of `config.data` of one category, by default the defaults."""
+  return {**default.get_config().data, **data, 'category': category}
 
 
 def _choose(
