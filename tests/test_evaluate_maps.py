@@ -16,6 +16,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 import tifffile
 
+from configs import default
 from dmdd_jax import evaluate_maps
 from dmdd_jax.data import files
 from dmdd_jax.data import images as images_lib
@@ -43,7 +44,8 @@ def _make(root, layout):
   data = {'name': layout, 'root': str(root), 'category': category}
   for path in (root / category / 'train', root / 'train'):
     shutil.rmtree(path, ignore_errors=True)
-  return data, layouts.list_dataset(data, with_train=False).test
+  fields = {**default.get_config().data, **data}
+  return data, layouts.list_dataset(fields, with_train=False).test
 
 
 def _maps(records, seed=0, dtype=np.float32):
