@@ -212,12 +212,15 @@ def _collect(
       record = next(remaining)
       if thumbnails is not None:
         thumbnails.append(encode(batch['image'][row]))
+      truths = {'model': mask}
+      if any(resolution == 'native' for resolution, _ in stores):
+        truths['native'] = images_lib.native_mask(record)
       for (resolution, kind), store in stores.items():
-        anomaly_map, truth = getattr(prediction, kind)[row], mask
+        anomaly_map = getattr(prediction, kind)[row]
         if resolution == 'native':
-          truth = images_lib.native_mask(record)
-          anomaly_map = map_files.resize_map(anomaly_map, truth.shape)
-        store.append(anomaly_map, truth)
+          shape = truths['native'].shape
+          anomaly_map = map_files.resize_map(anomaly_map, shape)
+        store.append(anomaly_map, truths[resolution])
   none = np.zeros(0, np.float32)  # A test split may be empty.
   return {k: np.concatenate([none, *parts]) for k, parts in scores.items()}
 

@@ -136,11 +136,8 @@ class Inspector:
     if not isinstance(image, np.ndarray):
       white_level = self.config.data.white_level
       image = images_lib.read_image(image, None, white_level)
-    elif image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)):
-      raise files.BadImageError(
-        f'an image array must be uint8 (H, W, 3) or (H, W), is {image.dtype}'
-        f' {image.shape}'
-      )
+    else:
+      images_lib.check_array(image)
     return self.resize(image), image.shape[:2]
 
   def _run(self, images: Sequence[np.ndarray]) -> list[Result]:
@@ -318,12 +315,12 @@ def _summarize(
   table: str,
 ) -> dict[str, Any]:
   """Counts the last rows of the files, or of all; see `predict`."""
-  last = {row['file']: row for row in rows}
+  # As `predictions.Table` knows them: one file has several spellings.
+  last = {os.path.abspath(row['file']): row for row in rows}
   if paths is not None:
-    last = {path: last[path] for path in paths if path in last}
-  incomplete = {
-    name: row['error'] for name, row in last.items() if row['error']
-  }
+    asked = map(os.path.abspath, paths)
+    last = {path: last[path] for path in asked if path in last}
+  incomplete = {r['file']: r['error'] for r in last.values() if r['error']}
   defective = sum(r['verdict'] == verdict_lib.DEFECTIVE for r in last.values())
   logging.info(
     '%d images, %d defective, %d could not be read, %d without map or overlay;'

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import csv
 import io
 import json
-import math
 import os
 from typing import Any
 
@@ -53,11 +52,7 @@ def identity(path: str) -> tuple[int, int]:
 
 def format_line(row: Mapping[str, Any]) -> str:
   """A row as one line of JSON with all columns; NaN and what lacks is null."""
-  values = {name: row.get(name) for name in _TYPES}
-  for name, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      values[name] = None
-  return json.dumps(values)
+  return json.dumps(results_lib.plain({name: row.get(name) for name in _TYPES}))
 
 
 class Table:
@@ -84,13 +79,14 @@ class Table:
     self._description = json.loads(results_lib.format_json(description))
     # Of each file's last row: its identity, and whether it is complete.
     self._done: dict[str, tuple[tuple[int, int], bool]] = {}
-    if resume and os.path.exists(self.path):
+    file = storage.path(self.path)
+    if resume and file.exists():
       self._check_description()
       for row in self._read(mend=True):
         self._note(row)
       return
-    if os.path.exists(self.path):  # Never rows beside another's description.
-      os.unlink(self.path)
+    if file.exists():  # Never rows beside another's description.
+      file.unlink()
     self._write_document([], {}, (), finished=False)
     storage.write_text(self.path, _format(list(_TYPES)))
 
@@ -153,8 +149,7 @@ class Table:
   def _check_description(self) -> None:
     """Refuses to mix rows of two checkpoints or kinds of output."""
     try:
-      with open(self._document, encoding='utf-8') as file:
-        stored = json.load(file)
+      stored = json.loads(storage.path(self._document).read_bytes())
     except (FileNotFoundError, ValueError):
       stored = {}
     for name, value in self._description.items():
@@ -172,8 +167,8 @@ class Table:
     A program that was killed, or had no more disk, may have left half a row at
     the end, which is no row; `mend` removes it from the file.
     """
-    with open(self.path, 'rb') as file:
-      text = file.read().decode('utf-8', 'surrogateescape')
+    content = storage.path(self.path).read_bytes()
+    text = content.decode('utf-8', 'surrogateescape')
     lines = list(csv.reader(io.StringIO(text, newline='')))
     cut = bool(text) and not text.endswith('\n')
     if lines and (cut or len(lines[-1]) != len(_TYPES)):

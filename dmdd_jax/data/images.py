@@ -432,11 +432,21 @@ def read_mask(path: str | os.PathLike, size: int | None) -> np.ndarray:
   return np.asarray(mask)[..., np.newaxis]
 
 
+def check_array(image: np.ndarray) -> None:
+  """Raises BadImageError unless an array is uint8 (H, W, 3) or (H, W)."""
+  channels = image.shape[2:]
+  if image.dtype != np.uint8 or image.ndim < 2 or channels not in ((), (3,)):
+    raise files.BadImageError(
+      'an image array must be uint8 (H, W, 3) or (H, W), is'
+      f' {image.dtype} {image.shape}'
+    )
+
+
 def native_mask(record: records_lib.Record) -> np.ndarray:
   """The mask (H, W) uint8 in {0, 1} at its own size; zeros without one."""
   if record.mask is not None:
     return read_mask(record.mask, None)[..., 0]
-  return np.zeros(read_image(record.image, None).shape[:2], np.uint8)
+  return np.zeros(native_size(record.image), np.uint8)
 
 
 def native_size(path: str | os.PathLike) -> tuple[int, int]:

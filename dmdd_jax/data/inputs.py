@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dmdd_jax.data import files
+from dmdd_jax.data import images as images_lib
 from dmdd_jax.data import records as records_lib
 
 Path = str | os.PathLike
@@ -144,8 +145,10 @@ def _masks(
     return [None] * len(paths)
   if isinstance(masks, PATH):
     by_stem = files.by_stem(files.absolute(masks))
-    stems = map(files.stem, paths)
-    return [by_stem.get(f'{s}_mask', by_stem.get(s)) for s in stems]
+    names = (records_lib.mask_names(files.stem(path)) for path in paths)
+    return [
+      next((by_stem[n] for n in of if n in by_stem), None) for of in names
+    ]
   if len(masks) != len(paths):
     raise files.DatasetError(
       f'{kind}: {len(masks)} masks for {len(paths)} images; give one for each'
@@ -181,15 +184,7 @@ def _names(sources: Sequence[str | np.ndarray]) -> list[str]:
 
 def _digest(image: np.ndarray) -> str:
   """Of an array's shape and pixels; BadImageError if it is no image."""
-  if (
-    image.dtype != np.uint8
-    or image.ndim < 2
-    or image.shape[2:] not in ((), (3,))
-  ):
-    raise files.BadImageError(
-      'an image array must be uint8 (H, W, 3) or (H, W), is'
-      f' {image.dtype} {image.shape}'
-    )
+  images_lib.check_array(image)
   content = f'{image.shape}'.encode() + image.tobytes()
   return hashlib.blake2b(content, digest_size=8).hexdigest()
 

@@ -145,15 +145,18 @@ def _acquire(path: str, mine: Owner) -> None:
     return
   while True:
     try:
-      with open(path, 'x', encoding='utf-8') as file:
-        _write(file, mine)
-      return
+      file = open(path, 'x', encoding='utf-8')
     except FileExistsError:
       pass
-    except OSError:  # A full disk; an empty lock would block the next one.
-      with contextlib.suppress(OSError):
-        os.unlink(path)
-      raise
+    else:
+      try:
+        with file:
+          _write(file, mine)
+      except OSError:  # A full disk; an empty lock would block the next one.
+        with contextlib.suppress(OSError):
+          os.unlink(path)
+        raise
+      return
     try:
       with open(path, 'r+', encoding='utf-8') as file:
         if _take_over(path, file, mine):

@@ -416,7 +416,7 @@ def format_tables(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
   table = csv.writer(out, lineterminator='\n')
   table.writerow(['category', *columns])
   for category, row in flat.items():
-    cells = [_plain(row.get(column)) for column in columns]
+    cells = [plain(row.get(column)) for column in columns]
     table.writerow([category, *('' if c is None else c for c in cells)])
   return {
     'results.json': format_json(document),
@@ -437,7 +437,7 @@ def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def format_json(document: Any) -> str:
   """JSON with NumPy's numbers and arrays; NaN and infinity become null."""
-  return json.dumps(_plain(document), indent=2) + '\n'
+  return json.dumps(plain(document), indent=2) + '\n'
 
 
 def flatten(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -527,7 +527,7 @@ def _markdown(flat: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
   """Per cent with two decimals, and the interval where there is one."""
-  ends = [_plain(row.get(column + end)) for end in ('', '_low', '_high')]
+  ends = [plain(row.get(column + end)) for end in ('', '_low', '_high')]
   value, low, high = (None if end is None else 100 * end for end in ends)
   if value is None:
     return ''
@@ -536,14 +536,14 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
   return f'{value:.2f} [{low:.2f}, {high:.2f}]'
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """Plain Python values for JSON: no numpy, None for NaN and infinity."""
   if isinstance(value, dict):
-    return {str(key): _plain(inner) for key, inner in value.items()}
+    return {str(key): plain(inner) for key, inner in value.items()}
   if isinstance(value, np.ndarray):
-    return _plain(value.tolist())
+    return plain(value.tolist())
   if isinstance(value, (list, tuple)):
-    return [_plain(inner) for inner in value]
+    return [plain(inner) for inner in value]
   if isinstance(value, np.generic):
     value = value.item()
   if isinstance(value, float) and not math.isfinite(value):

@@ -134,7 +134,7 @@ def from_inspector(inspector: Any, source: str) -> Model:
   calibration = inspector.calibration
 
   def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    results = inspector(list(images))
+    results = inspector.inspect(images)
     scores = np.array([result.score for result in results], np.float32)
     return scores, np.stack([result.map for result in results])
 
