@@ -407,6 +407,16 @@ def test_new_files_do_not_move_the_outputs_of_older_ones(inspect, tmp_path):
     assert base == str(tmp_path / expected)
 
 
+def test_one_file_in_two_spellings_is_one(inspect, tmp_path, monkeypatch):
+  _write(tmp_path, '0.png', '1.png')
+  before, rows = inspect('none', False)
+  monkeypatch.chdir(tmp_path)
+  again = predict.predict('unused', 'new', 'out', 'none', False)
+  assert again['images'] == before['images'] == len(rows) == 2
+  assert again['defective'] == before['defective']
+  assert len(_rows(tmp_path)) == 2  # Nothing was inspected twice.
+
+
 def test_a_line_of_json_per_image(inspect, tmp_path):
   _write(tmp_path, '0.png', os.fsdecode(b'caf\xe9.png'))
   (tmp_path / 'new' / 'broken.png').write_text('no picture')
