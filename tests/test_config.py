@@ -271,7 +271,7 @@ def _own(**places):
 
 def test_an_evaluation_takes_places_and_eval_anew():
   stored, given = _own(), _own(masks='/b/truth', normal='')
-  given.eval.bootstrap = 7
+  given.eval.intervals = False
   given.train.total_steps += 1  # Not set by hand: the checkpoint's holds.
   changes = {
     'data.normal': '/b/good',
@@ -285,7 +285,7 @@ def test_an_evaluation_takes_places_and_eval_anew():
   config = config_lib.for_evaluation(stored, changes, given)
   assert config.data.normal == '/b/good' and config.data.masks == '/b/truth'
   assert config.data.on_bad_image == 'skip'
-  assert (config.eval.bootstrap, *config.eval.resolutions) == (7, 'native')
+  assert config.eval.resolutions == ('native',) and not config.eval.intervals
   assert config.train.total_steps == stored.train.total_steps
   assert stored.data.normal == '/a/good'
   # An empty place is a change only where it is set by hand.
@@ -300,7 +300,7 @@ def test_an_evaluation_takes_places_and_eval_anew():
     ({'per_category.part.seed': 3}, ('config.seed = 3', 'no effect')),
     ({'data.root': '/b'}, ("config.data.root = '/b'", '/a/good', 'absolute')),
     ({'eval.smoothing': 1}, ('config.eval.smoothing is no field',)),
-    ({'eval.bootstrap': -1}, ('config.eval.bootstrap', '-1')),
+    ({'eval.batch_size': -1}, ('config.eval.batch_size', '-1')),
   ],
 )
 def test_a_change_without_effect_on_an_evaluation_is_refused(changes, words):

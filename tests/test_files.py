@@ -232,6 +232,15 @@ def test_the_output_is_never_input(tmp_path, pattern, monkeypatch):
   assert 'written by a run' in listing.skipped()
 
 
+def test_a_folder_named_pictures_is_input_beside_the_output(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  save(tmp_path / 'pictures' / 'a.png')
+  listing = files.list_inputs('pictures', '.')
+  assert names(listing, tmp_path) == ['pictures/a.png']
+
+
 def test_a_run_in_the_training_folder_is_no_training_data(tmp_path):
   path = save(tmp_path / 'good' / 'a.png')
   save(tmp_path / 'good' / 'run' / 'pictures' / 'worst.png')

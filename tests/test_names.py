@@ -186,5 +186,6 @@ def test_names_in_mvtecs_layout(tmp_path):
   records = layouts.list_mvtec(root, 'nut').test
   for stem in map_files.map_paths(maps, 'nut', records):
     map_files.write_map(f'{stem}.tiff', layout_helpers.mask() / 255.0)
-  rows = evaluate_maps.evaluate_maps(str(maps), str(root))
-  assert rows['nut']['pixel_auroc'] is not None
+  data = {'name': 'mvtec_ad', 'root': str(root)}
+  rows = evaluate_maps.evaluate_maps(str(maps), data)
+  assert rows['nut'].metrics['pixel_auroc'] is not None

@@ -85,6 +85,13 @@ def _read(path):
     return json.load(file, parse_constant=refuse)
 
 
+def _image_auroc(results):
+  """As tables have it: per cent, with its interval."""
+  low, high = results['confidence']['image_auroc']
+  value = 100 * results['image_auroc']
+  return f'{value:.2f} [{100 * low:.2f}, {100 * high:.2f}]'
+
+
 def _measured(results):
   """The part of results.json that a second run must give again."""
   names = [
@@ -432,10 +439,11 @@ def test_a_workdir_alone_is_evaluated_elsewhere(
   assert 'tensorflow' not in done.stderr.lower()  # It is not even imported.
   table = _read(away / 'results.json')
   for name, results in expected.items():
-    assert _measured(_read(away / name / 'results.json')) == results
+    again = _read(away / name / 'results.json')
+    assert _measured(again) == results
     assert table[name]['pixel_auroc'] == results['pixel_auroc']
     assert list((away / name / 'pictures').glob('*.png'))
-    assert f'| {name} | {100 * results["image_auroc"]:.2f} |' in done.stdout
+    assert f'| {name} | {_image_auroc(again)} |' in done.stdout
 
 
 def test_data_that_moved_are_evaluated_where_they_are(
@@ -491,7 +499,7 @@ def test_the_demo_command_runs_to_its_tables(tmp_path, cache):
   assert done.returncode == 0, done.stderr
   folder = tmp_path / 'runs' / 'demo'
   results = _read(folder / 'surface' / 'results.json')
-  assert f'| surface | {100 * results["image_auroc"]:.2f} |' in done.stdout
+  assert f'| surface | {_image_auroc(results)} |' in done.stdout
   assert 'results: runs/demo/results.md' in done.stdout
   assert list(folder.glob('*/pictures/*.png'))
   # Progress with the phase, the rate and the time left; the parameters.

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 from PIL import Image
+import program_helpers
 import pytest
 import serve_helpers
 
@@ -411,10 +412,10 @@ def test_regions_are_listed_and_shown_larger(open_page):
   page.evaluate(
     "document.querySelector('#plain').parentElement.scrollTo(30, 20)"
   )
-  page.wait_for_timeout(200)
-  assert page.evaluate(
-    "document.querySelector('#view').parentElement.scrollLeft"
-  ) == pytest.approx(30, abs=1)
+  view = "document.querySelector('#view').parentElement.scrollLeft"
+  program_helpers.wait_for(
+    lambda: page.evaluate(view) == pytest.approx(30, abs=1)
+  )
   # A threshold above all values of the map: no region is left.
   page.focus('#pixel-threshold')
   page.keyboard.press('End')

@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
   from dmdd_jax.data import images
 
   images.allow_pixels(_CONFIG.value.data.max_pixels)
-  report = check.check_category(_ROOT.value, _CATEGORY.value)
+  white_level = _CONFIG.value.data.white_level
+  report = check.check_category(_ROOT.value, _CATEGORY.value, white_level)
   print(check.format_report(report))
   if _SHEET.value:
     from dmdd_jax import config as config_lib
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> None:
       pipeline.options(config),
       textures=_TEXTURES.value,
       seed=config.seed,
+      white_level=white_level,
     )
     print(f'contact sheet: {_SHEET.value}')
   if report.faults:

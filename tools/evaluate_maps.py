@@ -21,16 +21,16 @@ from dmdd_jax import evaluate_maps
 from dmdd_jax import storage
 from dmdd_jax.data import layouts
 
-_MAPS = flags.DEFINE_string('maps', '', 'Folder of maps; without, --scores.')
-_DATA = flags.DEFINE_string('data', None, 'Folder of the data.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Results go here.', required=True)
+_MAPS = cli.define_path('maps', '', 'Folder of maps; without, --scores.')
+_DATA = cli.define_path('data', None, 'Folder of the data.', required=True)
+_OUTPUT = cli.define_path('output', None, 'Results go here.', required=True)
 _LAYOUT = flags.DEFINE_enum(
   'layout', layouts.MVTEC_AD, layouts.NAMES, 'Of --data; train/ is not needed.'
 )
 _CATEGORIES = flags.DEFINE_list(
   'categories', [], 'All with maps, or with scores, if empty.'
 )
-_SCORES = flags.DEFINE_string(
+_SCORES = cli.define_path(
   'scores', '', 'CSV with the columns file and score: image scores.'
 )
 _SCORE = flags.DEFINE_string(

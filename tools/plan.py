@@ -27,8 +27,8 @@ _TOPOLOGY = flags.DEFINE_string(
 _PROGRAMS = flags.DEFINE_list(
   'programs', [], 'Of distill, segment, joint, predict, exported; all of them.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file.')
-_TEXT = flags.DEFINE_string('text', '', 'Folder for the compiled programs.')
+_OUTPUT = cli.define_path('output', None, 'JSON file.')
+_TEXT = cli.define_path('text', '', 'Folder for the compiled programs.')
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ from absl import flags
 from dmdd_jax import cli
 from dmdd_jax import reproduce
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'A new folder.', required=True)
+_WORKDIR = cli.define_path('workdir', None, 'A new folder.', required=True)
 _TOLERANCE = flags.DEFINE_float('tolerance', 0.0, 'Of two equal figures.')
 
 

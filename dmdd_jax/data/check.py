@@ -77,12 +77,15 @@ class _Seen:
   peak: tuple[int, int] = (0, 0)
 
 
-def check_category(root: str | os.PathLike, category: str) -> Report:
+def check_category(
+  root: str | os.PathLike, category: str, white_level: int = 0
+) -> Report:
   """Decodes every image and mask of a category and reports the faults.
 
   Args:
     root: the folder of the categories.
     category: the name of the category's folder.
+    white_level: see `images.read_image`.
 
   Raises:
     MissingDataError: there is no such folder.
@@ -127,7 +130,10 @@ def check_category(root: str | os.PathLike, category: str) -> Report:
     sizes=collections.Counter(s.size for s in seen.values() if s.digest),
     areas=areas,
     repeated=repeated,
-    dark=images_lib.white_level_doubt((s.peak for s in seen.values()), 0) or '',
+    dark=images_lib.white_level_doubt(
+      (s.peak for s in seen.values()), white_level
+    )
+    or '',
     ignored=tuple(
       path
       for name in (*images, *masks)
@@ -175,6 +181,7 @@ def write_sheet(
   textures: str = '',
   seed: int = 0,
   count: int = 16,
+  white_level: int = 0,
 ) -> None:
   """Writes a contact sheet of synthesised pairs: normal, anomalous, mask.
 
@@ -186,6 +193,7 @@ def write_sheet(
     textures: as in `textures.load`.
     seed: of the choice of images and of the anomalies.
     count: of pairs.
+    white_level: see `images.read_image`.
 
   Raises:
     MissingDataError, DatasetError, BadImageError: see `records`.
@@ -194,14 +202,18 @@ def write_sheet(
 
   # Not `list_mvtec`, which stops at a fault of the test images.
   folder = os.path.join(files.absolute(root), category)
-  train = images_lib.validate(layouts.list_good(folder), 'skip')
+  train = images_lib.validate(
+    layouts.list_good(folder), 'skip', white_level=white_level
+  )
   size = options.image_size
   fillings = textures_lib.load(textures, size, limit=50, seed=seed)
   few = sorted(train, key=lambda record: files.draw(record.image, seed))
-  images, _ = images_lib.load_arrays(few[:count], size)
+  images, _ = images_lib.load_arrays(few[:count], size, white_level=white_level)
   inside = None
   if options.foreground != 'off':
-    inside = foreground.load(few[:count], size, options.foreground)
+    inside = foreground.load(
+      few[:count], size, options.foreground, white_level=white_level
+    )
   pairs = pipeline.train_dataset(
     images,
     fillings,
@@ -273,10 +285,10 @@ def _pair(
     split, defect = name.split('/')
     if split != 'test':
       continue
-    known = {files.stem(p): p for p in masks.get(f'ground_truth/{defect}', ())}
+    of_defect = reversed(masks.get(f'ground_truth/{defect}', ()))
+    known = {files.stem(path): path for path in of_defect}  # As `by_stem` does.
     for path in paths:
-      names = records_lib.mask_names(files.stem(path))
-      mask = next((known[name] for name in names if name in known), None)
+      mask = records_lib.find_mask(path, known)
       if mask is None and defect == records_lib.GOOD:
         continue  # It needs none.
       if mask is None:

@@ -59,9 +59,10 @@ _CONTENT = re.compile(
 )
 _HEAD = 256  # Bytes that are read of a file to know its content.
 # What runs write: folders, each by the file that lies beside it.
+_OF_INSPECTION = 'predictions.json'
 _WRITTEN = {
-  'maps': 'predictions.json',
-  'overlays': 'predictions.json',
+  'maps': _OF_INSPECTION,
+  'overlays': _OF_INSPECTION,
   'pictures': 'report_data.zip',
 }
 _NAMED = 5  # File names in one message.
@@ -380,8 +381,9 @@ def _is_written(path: str, target: str) -> bool:
   folder = os.path.realpath(folder)
   while True:
     beside = _WRITTEN.get(name)
-    if beside and (
-      folder == target or os.path.exists(os.path.join(folder, beside))
+    # Only an inspection has an output, and may not have its table yet.
+    if (beside == _OF_INSPECTION and folder == target) or (
+      beside and os.path.exists(os.path.join(folder, beside))
     ):
       return True
     if os.path.dirname(folder) == folder:

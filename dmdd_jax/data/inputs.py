@@ -145,10 +145,7 @@ def _masks(
     return [None] * len(paths)
   if isinstance(masks, PATH):
     by_stem = files.by_stem(files.absolute(masks))
-    names = (records_lib.mask_names(files.stem(path)) for path in paths)
-    return [
-      next((by_stem[n] for n in of if n in by_stem), None) for of in names
-    ]
+    return [records_lib.find_mask(path, by_stem) for path in paths]
   if len(masks) != len(paths):
     raise files.DatasetError(
       f'{kind}: {len(masks)} masks for {len(paths)} images; give one for each'

@@ -197,9 +197,8 @@ def _defect(
   Raises:
     MissingDataError: there is none.
   """
-  for name in records_lib.mask_names(files.stem(image)):
-    if name in masks:
-      return records_lib.Record(image, masks[name], 1, defect)
+  if mask := records_lib.find_mask(image, masks):
+    return records_lib.Record(image, mask, 1, defect)
   raise files.MissingDataError(f'found no mask of the defective image {image}')
 
 
@@ -397,19 +396,17 @@ def list_mvtec(
     if not os.path.isdir(os.path.join(folder, 'test')):
       raise files.MissingDataError(f'found no folder {folder}/test')
   test_root = os.path.join(folder, 'test')
-  test, unmasked = [], []
+  test: list[records_lib.Record] = []
+  unmasked: list[records_lib.Record] = []
   defects = files.folders(test_root) if os.path.isdir(test_root) else ()
   for defect in defects:
     images = files.images(os.path.join(test_root, defect))
     if defect == records_lib.GOOD:
-      test += [
-        records_lib.Record(path, None, 0, records_lib.GOOD) for path in images
-      ]
+      test += map(records_lib.good, images)
       continue
     masks = files.by_stem(os.path.join(folder, 'ground_truth', defect))
     for path in images:
-      names = records_lib.mask_names(files.stem(path))
-      mask = next((masks[name] for name in names if name in masks), None)
+      mask = records_lib.find_mask(path, masks)
       test.append(records_lib.Record(path, mask, 1, defect))
       if mask is None:
         unmasked.append(test[-1])

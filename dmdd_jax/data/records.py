@@ -135,6 +135,12 @@ def split_holdout(
   )
 
 
+def find_mask(image: str, masks: Mapping[str, str]) -> str | None:
+  """The mask of an image among {stem: path}; None without one."""
+  names = mask_names(files.stem(image))
+  return next((masks[name] for name in names if name in masks), None)
+
+
 def good(path: str) -> Record:
   """The record of a good image."""
   return Record(path, None, 0, GOOD)
